@@ -1,0 +1,71 @@
+// Package target is the contract between the protocols (nbd, iscsi) and the
+// volumes behind them.
+package target
+
+import "context"
+
+// Device is an attached, byte-addressed, flushable device. All methods may be
+// called concurrently. Offsets and lengths are in bytes and multiples of
+// BlockSize, within [0, Size); anything else is a fault of kind Invalid.
+//
+// Write, Zero, Trim and Flush are asynchronous so that one goroutine can keep
+// many in flight: they never wait for a network or a disk, and call done
+// exactly once, possibly before they return and possibly on another goroutine.
+// done must not block. Every operation ends: with nil or with an error after
+// the volume's stated time.
+//
+// Ordering: operations on overlapping ranges take effect in the order of the
+// calls. A Flush covers every operation whose done was called before Flush was
+// called, on whichever connection it came.
+type Device interface {
+	// Size in bytes; may grow.
+	Size() int64
+	// BlockSize is the logical block size in bytes: 512 or 4096.
+	BlockSize() int
+	ReadOnly() bool
+	// TryReadAt fills p if it can do so without waiting and reports whether it
+	// did. It is the fast path of ReadAt and never returns unverified bytes.
+	TryReadAt(p []byte, off int64) bool
+	// ReadAt fills p, waiting as long as it must or until ctx ends.
+	ReadAt(ctx context.Context, p []byte, off int64) error
+	// Write keeps no reference to p once it returns. fua asks for durability of
+	// this write before done.
+	Write(p []byte, off int64, fua bool, done func(error))
+	// Flush makes every completed operation durable before done(nil).
+	Flush(done func(error))
+	// Zero makes [off, off+n) read as zeros. Trim is the same but may be
+	// ignored by a device that cannot; on gabion both cost one map record.
+	Zero(off, n int64, fua bool, done func(error))
+	Trim(off, n int64, fua bool, done func(error))
+	// Kick tells that the caller has no further operation at hand: whatever
+	// was batched up to now must get going.
+	Kick()
+}
+
+// Session is one client's use of a device. Closing it ends that use.
+type Session interface {
+	Device
+	Close()
+}
+
+// Export describes one exported volume.
+type Export struct {
+	Name        string
+	Description string
+	Size        int64
+	BlockSize   int
+	ReadOnly    bool
+}
+
+// Exports is how a protocol finds volumes.
+type Exports interface {
+	// List returns all exports, sorted by name.
+	List(ctx context.Context) ([]Export, error)
+	// Stat describes one export without attaching it; NotFound if absent.
+	Stat(ctx context.Context, name string) (Export, error)
+	// Open attaches the volume on this node if need be (Busy, with the holder
+	// named, while another node has it in use) and begins a session. peer is the client's
+	// address, for logs. gone is closed when the attachment is lost (fenced,
+	// deleted, shut down): the session must then be ended.
+	Open(ctx context.Context, name, peer string) (s Session, gone <-chan struct{}, err error)
+}
