@@ -1,0 +1,222 @@
+// Package control is how an operator talks to a node: JSON over HTTP on a unix
+// socket in the node's directory. It declares what a node can be asked
+// (Daemon), the facts it answers with, the server that puts a Daemon on the
+// socket and the Client, which is a Daemon again.
+//
+//	GET    /v1/status                 Status of the pool as this node sees it
+//	GET    /v1/status/local           NodeStatus of this node alone
+//	POST   /v1/pool/token             tokenRequest -> tokenAnswer
+//	GET    /v1/volumes                list of Volume
+//	POST   /v1/volumes                CreateVolume -> Volume
+//	GET    /v1/volumes/NAME           Volume
+//	DELETE /v1/volumes/NAME
+//	POST   /v1/volumes/NAME/resize    resizeRequest -> Volume
+//	POST   /v1/volumes/NAME/attach    attachRequest -> Volume
+//
+// A request with an unknown field, or longer than RequestMax, is refused. An
+// error is answered with the HTTP status of its kind (statusOf) and the body
+// {kind, op, subject, message}, from which the client rebuilds the same
+// fault.Error.
+//
+// The socket has mode 0600: who can open it may do everything.
+package control
+
+import (
+	"context"
+	"time"
+
+	"github.com/gabion-storage/gabion/internal/ident"
+)
+
+const (
+	// SocketName is the name of the socket inside a node's directory.
+	SocketName = "gabion.sock"
+	// RequestMax bounds the body of a request, in bytes.
+	RequestMax = 64 << 10
+	// AnswerMax bounds the body of an answer that a client reads, in bytes.
+	AnswerMax = 64 << 20
+	// RequestTimeout ends a request that the node could not finish.
+	RequestTimeout = 60 * time.Second
+)
+
+// Daemon is what a node can be asked. All methods may be called concurrently;
+// each ends when ctx does, with kind Timeout. Errors are fault.Errors: Invalid
+// (the request breaks a rule; the text says which), NotFound and Exists (by
+// name), Busy (held by the node that Subject or the text names), NoSpace,
+// Unavailable (no quorum answered).
+type Daemon interface {
+	// Status asks every node of the pool and merges the answers; nodes that do
+	// not answer in time are listed in Unreachable. It does not fail because
+	// of them.
+	Status(ctx context.Context) (*Status, error)
+	// LocalStatus tells about this node alone and asks nobody.
+	LocalStatus(ctx context.Context) (*NodeStatus, error)
+	// PoolToken mints a join token that is valid for ttl; 0 means 24 hours.
+	PoolToken(ctx context.Context, ttl time.Duration) (string, error)
+	// CreateVolume returns once the volume is recorded durably and can be attached.
+	CreateVolume(ctx context.Context, req CreateVolume) (*Volume, error)
+	// Volumes lists all volumes of the pool, sorted by name.
+	Volumes(ctx context.Context) ([]Volume, error)
+	Volume(ctx context.Context, name string) (*Volume, error)
+	// ResizeVolume grows a volume to sizeBytes; shrinking is Invalid.
+	ResizeVolume(ctx context.Context, name string, sizeBytes int64) (*Volume, error)
+	// DeleteVolume returns once the deletion is recorded durably. Space is
+	// given back afterwards, in the background.
+	DeleteVolume(ctx context.Context, name string) error
+	// AttachVolume makes this node the holder of the volume. While another
+	// node holds it, takeover decides between Busy and fencing that node.
+	AttachVolume(ctx context.Context, name string, takeover bool) (*Volume, error)
+}
+
+// Status is the state of a pool as one node sees it. Lists are sorted by name
+// (bricks by node, then id), so that equal states print equally.
+type Status struct {
+	Pool        Pool          `json:"pool"`
+	Nodes       []Node        `json:"nodes"`
+	Bricks      []Brick       `json:"bricks"`
+	Volumes     []Volume      `json:"volumes"`
+	Unreachable []Unreachable `json:"unreachable"`
+}
+
+// Pool describes the pool itself.
+type Pool struct {
+	ID   ident.PoolID `json:"id"`
+	Name string       `json:"name"`
+	// Version numbers the states of the pool block; it only grows.
+	Version uint64 `json:"version"`
+	// Leader names the node that writes the pool block; "" when unknown.
+	Leader string `json:"leader"`
+	// Lanes is the number of placement groups.
+	Lanes int `json:"lanes"`
+}
+
+// Node is one member of the pool.
+type Node struct {
+	ID   ident.NodeID `json:"id"`
+	Name string       `json:"name"`
+	// Addr, NBD and HTTP are host:port of the links between nodes, of the NBD
+	// exports and of metrics; NBD and HTTP are "" when off or not known.
+	Addr string `json:"addr"`
+	NBD  string `json:"nbd"`
+	HTTP string `json:"http"`
+	// State is alive, suspect or down, in the eyes of the node that answered.
+	State string `json:"state"`
+	// Boot counts the starts of the node.
+	Boot    uint64            `json:"boot"`
+	Labels  map[string]string `json:"labels"`
+	Version string            `json:"version"`
+	// FreeBytes is the sum over its bricks.
+	FreeBytes int64 `json:"free_bytes"`
+}
+
+// Brick is one disk of a node.
+type Brick struct {
+	Node string        `json:"node"` // name of its node
+	ID   ident.BrickID `json:"id"`
+	Path string        `json:"path"` // on that node
+	// UsedBytes counts what gabion stores; FreeBytes and TotalBytes are those
+	// of the file system that the brick lies on.
+	UsedBytes  int64 `json:"used_bytes"`
+	FreeBytes  int64 `json:"free_bytes"`
+	TotalBytes int64 `json:"total_bytes"`
+	// JournalBytes is the live part of the journal.
+	JournalBytes int64 `json:"journal_bytes"`
+	// State is ok, full or broken.
+	State string `json:"state"`
+}
+
+// Health says in one word what a volume's user can expect.
+type Health string
+
+const (
+	// HealthOK: as many copies as wanted are in reach.
+	HealthOK Health = "ok"
+	// HealthDegraded: it works with fewer copies than wanted.
+	HealthDegraded Health = "degraded"
+	// HealthUnavailable: no quorum is in reach; I/O waits.
+	HealthUnavailable Health = "unavailable"
+	// HealthUnknown: the node that would know did not answer.
+	HealthUnknown Health = "unknown"
+)
+
+// Volume is one volume of the pool.
+type Volume struct {
+	ID        ident.VolumeID `json:"id"`
+	Name      string         `json:"name"`
+	SizeBytes int64          `json:"size_bytes"`
+	// UsedBytes is what one copy occupies after compression; 0 when not known.
+	UsedBytes int64 `json:"used_bytes"`
+	// BlockSize is the logical block size in bytes, 512 or 4096.
+	BlockSize int `json:"block_size"`
+	// WriteCache says when a plain write is answered: quorum.
+	WriteCache string `json:"write_cache"`
+	// ReplicasWanted is the volume's property; ReplicasPresent counts the
+	// voters of its map block that are in reach and up to date.
+	ReplicasWanted  int `json:"replicas_wanted"`
+	ReplicasPresent int `json:"replicas_present"`
+	// Holder is the name of the node that has it attached, "" when none has.
+	Holder string `json:"holder"`
+	// Clients are the addresses of the clients that use it, at its holder.
+	Clients []string `json:"clients"`
+	// Epoch counts attachments; the highest one may write.
+	Epoch uint64 `json:"epoch"`
+	// Health, and in words the rest: "1 of 3".
+	Health       Health `json:"health"`
+	HealthDetail string `json:"health_detail"`
+	// LogBytes is the log tail since the last checkpoint.
+	LogBytes int64 `json:"log_bytes"`
+	// CheckpointAgeSeconds is -1 when not known (not attached).
+	CheckpointAgeSeconds float64 `json:"checkpoint_age_seconds"`
+	CreatedUnixSeconds   int64   `json:"created_unix_seconds"`
+}
+
+// HealthText is the health in one line: "ok", "degraded: 1 of 3".
+func (v *Volume) HealthText() string {
+	if v.HealthDetail == "" {
+		return string(v.Health)
+	}
+	return string(v.Health) + ": " + v.HealthDetail
+}
+
+// Unreachable is a node that did not answer while a Status was collected.
+type Unreachable struct {
+	Node  string `json:"node"`
+	Error string `json:"error"`
+}
+
+// NodeStatus is what one node knows about itself; Status merges those of all
+// nodes. Volumes are those that this node holds.
+type NodeStatus struct {
+	Node    Node     `json:"node"`
+	Bricks  []Brick  `json:"bricks"`
+	Volumes []Volume `json:"volumes"`
+}
+
+// CreateVolume asks for a new volume. A zero field means its default.
+type CreateVolume struct {
+	Name      string `json:"name"`
+	SizeBytes int64  `json:"size_bytes"`
+	// BlockSize is 512 or 4096 (default).
+	BlockSize int `json:"block_size,omitempty"`
+	// Replicas is 1 to 7, default 3.
+	Replicas int `json:"replicas,omitempty"`
+	// WriteCache is quorum (default): a write is answered when a majority has
+	// it in memory, a flush when a majority has it on disk.
+	WriteCache string `json:"write_cache,omitempty"`
+}
+
+type tokenRequest struct {
+	TTLSeconds int64 `json:"ttl_seconds,omitempty"`
+}
+
+type tokenAnswer struct {
+	Token string `json:"token"`
+}
+
+type resizeRequest struct {
+	SizeBytes int64 `json:"size_bytes"`
+}
+
+type attachRequest struct {
+	Takeover bool `json:"takeover,omitempty"`
+}
