@@ -22,7 +22,9 @@
 package control
 
 import (
+	"cmp"
 	"context"
+	"slices"
 	"time"
 
 	"github.com/gabion-storage/gabion/internal/ident"
@@ -176,6 +178,55 @@ func (v *Volume) HealthText() string {
 		return string(v.Health)
 	}
 	return string(v.Health) + ": " + v.HealthDetail
+}
+
+// tidy sorts the lists as documented and makes absent ones empty, so that JSON
+// shows [] and not null.
+func (s *Status) tidy() {
+	s.Nodes = sorted(s.Nodes, func(a, b Node) int {
+		return cmp.Or(cmp.Compare(a.Name, b.Name), a.ID.Compare(b.ID))
+	})
+	for i := range s.Nodes {
+		s.Nodes[i].tidy()
+	}
+	s.Bricks = tidyBricks(s.Bricks)
+	s.Volumes = tidyVolumes(s.Volumes)
+	s.Unreachable = sorted(s.Unreachable, func(a, b Unreachable) int { return cmp.Compare(a.Node, b.Node) })
+}
+
+func (n *Node) tidy() {
+	if n.Labels == nil {
+		n.Labels = map[string]string{}
+	}
+}
+
+func (s *NodeStatus) tidy() {
+	s.Node.tidy()
+	s.Bricks = tidyBricks(s.Bricks)
+	s.Volumes = tidyVolumes(s.Volumes)
+}
+
+func tidyBricks(bs []Brick) []Brick {
+	return sorted(bs, func(a, b Brick) int {
+		return cmp.Or(cmp.Compare(a.Node, b.Node), a.ID.Compare(b.ID))
+	})
+}
+
+func tidyVolumes(vs []Volume) []Volume {
+	vs = sorted(vs, func(a, b Volume) int { return cmp.Compare(a.Name, b.Name) })
+	for i := range vs {
+		vs[i].tidy()
+	}
+	return vs
+}
+
+func (v *Volume) tidy() { v.Clients = sorted(v.Clients, cmp.Compare[string]) }
+
+// sorted returns a sorted copy: what a Daemon hands out may be shared.
+func sorted[T any](in []T, compare func(a, b T) int) []T {
+	out := append(make([]T, 0, len(in)), in...)
+	slices.SortFunc(out, compare)
+	return out
 }
 
 // Unreachable is a node that did not answer while a Status was collected.

@@ -55,10 +55,12 @@ func Serve(ctx context.Context, dir string, d Daemon, log *slog.Logger) error {
 func Handler(d Daemon, log *slog.Logger) http.Handler {
 	mux := http.NewServeMux()
 	handle(mux, log, "GET /v1/status", func(r *http.Request, _ *none) (any, error) {
-		return d.Status(r.Context())
+		s, err := d.Status(r.Context())
+		return tidied(s, err)
 	})
 	handle(mux, log, "GET /v1/status/local", func(r *http.Request, _ *none) (any, error) {
-		return d.LocalStatus(r.Context())
+		s, err := d.LocalStatus(r.Context())
+		return tidied(s, err)
 	})
 	handle(mux, log, "POST /v1/pool/token", func(r *http.Request, q *tokenRequest) (any, error) {
 		ttl, err := q.ttl()
@@ -70,29 +72,43 @@ func Handler(d Daemon, log *slog.Logger) http.Handler {
 	})
 	handle(mux, log, "GET /v1/volumes", func(r *http.Request, _ *none) (any, error) {
 		vs, err := d.Volumes(r.Context())
-		if vs == nil {
-			vs = []Volume{}
-		}
-		return vs, err
+		return tidyVolumes(vs), err
 	})
 	handle(mux, log, "POST /v1/volumes", func(r *http.Request, q *CreateVolume) (any, error) {
-		return d.CreateVolume(r.Context(), *q)
+		v, err := d.CreateVolume(r.Context(), *q)
+		return tidied(v, err)
 	})
 	handle(mux, log, "GET /v1/volumes/{name}", func(r *http.Request, _ *none) (any, error) {
-		return d.Volume(r.Context(), r.PathValue("name"))
+		v, err := d.Volume(r.Context(), r.PathValue("name"))
+		return tidied(v, err)
 	})
 	handle(mux, log, "DELETE /v1/volumes/{name}", func(r *http.Request, _ *none) (any, error) {
 		return none{}, d.DeleteVolume(r.Context(), r.PathValue("name"))
 	})
 	handle(mux, log, "POST /v1/volumes/{name}/resize",
 		func(r *http.Request, q *resizeRequest) (any, error) {
-			return d.ResizeVolume(r.Context(), r.PathValue("name"), q.SizeBytes)
+			v, err := d.ResizeVolume(r.Context(), r.PathValue("name"), q.SizeBytes)
+			return tidied(v, err)
 		})
 	handle(mux, log, "POST /v1/volumes/{name}/attach",
 		func(r *http.Request, q *attachRequest) (any, error) {
-			return d.AttachVolume(r.Context(), r.PathValue("name"), q.Takeover)
+			v, err := d.AttachVolume(r.Context(), r.PathValue("name"), q.Takeover)
+			return tidied(v, err)
 		})
 	return mux
+}
+
+// tidied is a copy of what a Daemon answered, tidy: the original may be shared.
+func tidied[S any, T interface {
+	*S
+	tidy()
+}](s T, err error) (any, error) {
+	if err != nil {
+		return nil, err
+	}
+	c := *s
+	T(&c).tidy()
+	return &c, nil
 }
 
 // none is the body of a request or answer that has none.
