@@ -1,0 +1,177 @@
+package blockdev
+
+import (
+	"context"
+	"time"
+
+	"github.com/gabion-storage/gabion/blockdev/extentmap"
+	"github.com/gabion-storage/gabion/blockdev/tail"
+	"github.com/gabion-storage/gabion/internal/fault"
+	"github.com/gabion-storage/gabion/internal/ident"
+)
+
+// A checkpoint folds the frozen tail into the map:
+//
+//  1. freeze: the active tail becomes frozen, writes go on into a new one;
+//  2. wait until the frozen tail is chosen (durable on a majority);
+//  3. pack live blocks, and what sparse extents still hold, into new extents;
+//     rewrite the touched pages up to a new root; put all extents;
+//  4. propose the checkpoint and wait until it is chosen;
+//  5. install the new root, then delete the extents that died.
+//
+// Nothing is freed before step 4 is done. A checkpoint that fails leaves the
+// frozen tail where it is; the next attempt folds it again under new numbers.
+
+// startCheckpoint begins a checkpoint in the background unless one is under way.
+func (v *Volume) startCheckpoint() {
+	if !v.checkpointing.CompareAndSwap(false, true) {
+		return
+	}
+	if v.spawn(func() {
+		err := v.checkpoint(v.ctx)
+		if err != nil && v.ctx.Err() == nil {
+			v.stats.CheckpointErrors.Add(1)
+			v.cfg.Log.Warn("checkpoint failed, will be tried again", "volume", v.cfg.Name, "error", err)
+		}
+		v.checkpointing.Store(false)
+		v.unstall()
+		v.touch()
+	}) != nil {
+		v.checkpointing.Store(false)
+	}
+}
+
+// Checkpoint folds the tail now and waits for it. Kinds: Unavailable, NoSpace,
+// Fenced, Timeout.
+func (v *Volume) Checkpoint(ctx context.Context) error {
+	for !v.checkpointing.CompareAndSwap(false, true) {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+	defer v.unstall()
+	defer v.checkpointing.Store(false)
+	return v.checkpoint(ctx)
+}
+
+// unstall runs the operations that waited for room, in order.
+func (v *Volume) unstall() {
+	v.mu.Lock()
+	q := v.stalled
+	v.stalled = nil
+	v.mu.Unlock()
+	for _, f := range q {
+		f()
+	}
+	if len(q) > 0 {
+		v.log.Kick()
+	}
+}
+
+// dirty reports whether a tail says anything.
+func dirty(t *tail.Tail) bool { return t.Entries() > 0 || t.Zeros() > 0 }
+
+func (v *Volume) freeze() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.frozen == nil && dirty(v.active) {
+		v.frozen, v.frozenTo = v.active, v.log.Next()-1
+		v.looseFrozen, v.looseActive = v.looseActive, nil
+		v.active = tail.New()
+	}
+}
+
+func (v *Volume) checkpoint(ctx context.Context) error {
+	v.freeze()
+	v.mu.RLock()
+	frozen, upTo := v.frozen, v.frozenTo
+	v.mu.RUnlock()
+	if frozen == nil {
+		return nil
+	}
+	v.log.Sync(upTo)
+	v.log.Kick()
+	if err := v.pend.waitDurable(ctx, upTo); err != nil {
+		return err
+	}
+	f := v.newFold(frozen)
+	st, err := f.run(ctx)
+	if err != nil {
+		f.abandon()
+		return err
+	}
+	slot, err := v.log.Checkpoint(upTo, st.Encode())
+	if err != nil {
+		f.abandon()
+		return err
+	}
+	v.log.Kick()
+	// From here on the outcome is the log's to decide. While it is open the
+	// frozen tail and all extents, old and new, stay.
+	if err := v.pend.waitDurable(v.ctx, slot); err != nil {
+		return err
+	}
+	dead := f.install(st)
+	v.lastCheckpoint.Store(time.Now().UnixNano())
+	v.stats.Checkpoints.Add(1)
+	v.deleteDead(ctx, dead)
+	return nil
+}
+
+// install makes the folded state the current one and reports what died.
+func (f *fold) install(st *extentmap.State) []ident.Addr {
+	v := f.v
+	dead := f.deadAddrs()
+	v.mu.Lock()
+	f.tx.Commit()
+	v.root, v.tableRefs = st.Root, st.Table
+	v.mapGen++
+	v.frozen = nil
+	for _, n := range f.fromTail {
+		delete(v.loose, n)
+	}
+	v.looseFrozen = nil
+	for _, n := range f.numbers {
+		delete(v.inflight, n)
+	}
+	v.mu.Unlock()
+	return dead
+}
+
+// deleteDead gives dead extents back. Holders that cannot be reached now are
+// found by reconciliation when they return.
+func (v *Volume) deleteDead(ctx context.Context, dead []ident.Addr) {
+	const batch = 1024
+	for len(dead) > 0 {
+		n := min(len(dead), batch)
+		if err := v.cfg.Extents.Delete(ctx, v.cfg.ID, v.epoch, dead[:n], v.cfg.Replicas); err != nil && ctx.Err() == nil {
+			v.cfg.Log.Debug("some holders kept dead extents", "volume", v.cfg.Name, "error", err)
+			v.maintain.request()
+		}
+		dead = dead[n:]
+	}
+}
+
+// waitDurable waits until the durable watermark reaches slot.
+func (p *pending) waitDurable(ctx context.Context, slot uint64) error {
+	stop := context.AfterFunc(ctx, func() {
+		p.mu.Lock()
+		p.marks.Broadcast()
+		p.mu.Unlock()
+	})
+	defer stop()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for p.durable < slot {
+		if p.err != nil {
+			return p.err
+		}
+		if ctx.Err() != nil {
+			return fault.New(fault.Timeout, "volume.checkpoint", "", ctx.Err())
+		}
+		p.marks.Wait()
+	}
+	return nil
+}

@@ -1,0 +1,82 @@
+package blockdev
+
+import (
+	"github.com/gabion-storage/gabion/blockdev/extentmap"
+	"github.com/gabion-storage/gabion/dht/extent"
+	"github.com/gabion-storage/gabion/quorum"
+)
+
+// writeLarge stores whole blocks as extents first and then logs entries that
+// name them, so that a long write crosses the network and each disk once. An
+// entry is proposed only after its extent is durable on enough holders: a log
+// must never name what a power cut could take away.
+func (v *Volume) writeLarge(p []byte, off int64, fua bool, done func(error)) {
+	type piece struct {
+		b      *extent.Builder
+		number uint64
+		block  uint64
+		ptrs   []extentmap.Ptr
+	}
+	var pieces []piece
+	block := uint64(off / BlockSize)
+	for len(p) > 0 {
+		n := min(len(p), extent.BlocksMax*BlockSize)
+		x := piece{b: builders.Get().(*extent.Builder), number: v.number(), block: block, ptrs: make([]extentmap.Ptr, n/BlockSize)}
+		x.b.Reset(v.cfg.ID, x.number, v.epoch)
+		for i := range x.ptrs {
+			raw := p[i*BlockSize : (i+1)*BlockSize]
+			at, length := x.b.Add(uint64(extentmap.DataOwner(block+uint64(i))), raw)
+			x.ptrs[i] = extentmap.Ptr{Ext: x.number, Off: at, Len: length, CRC: extent.Checksum(raw)}
+		}
+		pieces = append(pieces, x)
+		p, block = p[n:], block+uint64(n/BlockSize)
+	}
+	if err := v.spawn(func() {
+		var slot uint64
+		var full bool
+		for _, x := range pieces {
+			stored, err := v.putExtent(v.ctx, x.b, x.number)
+			builders.Put(x.b)
+			if err == nil {
+				slot, full, err = v.logExtent(stored, x.block, x.ptrs)
+			}
+			if err != nil {
+				v.forget(x.number)
+				done(err)
+				return
+			}
+		}
+		v.wrote(slot, nil, fua, full, done)
+		v.log.Kick()
+	}); err != nil {
+		done(err)
+	}
+}
+
+// logExtent proposes the entry that names a stored extent.
+func (v *Volume) logExtent(x packed, block uint64, ptrs []extentmap.Ptr) (slot uint64, full bool, err error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.err != nil {
+		return 0, false, v.err
+	}
+	body := v.active.Alloc(extentEntrySize(len(ptrs)))
+	encodeExtentEntry(body, block, x, ptrs)
+	if slot, err = v.log.Propose(quorum.EntryData, body); err != nil {
+		return 0, false, err
+	}
+	v.active.PutExtent(block, ptrs)
+	v.loose[x.number] = x
+	v.looseActive = append(v.looseActive, x.number)
+	delete(v.inflight, x.number)
+	return slot, v.tailFull(), nil
+}
+
+// forget gives up an extent number that no log entry names. What was stored
+// under it is found by reconciliation.
+func (v *Volume) forget(number uint64) {
+	v.mu.Lock()
+	delete(v.inflight, number)
+	v.mu.Unlock()
+	v.maintain.request()
+}

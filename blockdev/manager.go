@@ -1,0 +1,470 @@
+package blockdev
+
+import (
+	"context"
+	"encoding/json"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/gabion-storage/gabion/internal/fault"
+	"github.com/gabion-storage/gabion/internal/ident"
+	"github.com/gabion-storage/gabion/internal/link"
+	"github.com/gabion-storage/gabion/overlay"
+	"github.com/gabion-storage/gabion/pool"
+	"github.com/gabion-storage/gabion/quorum"
+	"github.com/gabion-storage/gabion/target"
+)
+
+// TypeRelease is the call by which a node asks the holder of a volume to let
+// go. Request and answer are JSON: releaseRequest, releaseAnswer.
+const TypeRelease link.Type = 0x5c
+
+const (
+	// attachMax is how long an attach goes on trying. A takeover from a dead
+	// holder needs the lease to run out first.
+	attachMax = 12 * time.Second
+	// attachRetry is the pause between tries.
+	attachRetry = 100 * time.Millisecond
+	// releaseMax bounds the wait for a holder's answer. A holder that does not
+	// answer in this time is waited out at the acceptors instead.
+	releaseMax = 1500 * time.Millisecond
+)
+
+// Store is the extent store as the manager needs it.
+type Store interface {
+	Extents
+	// Seal makes the bricks that can be reached refuse puts and deletes of
+	// lower epochs.
+	Seal(ctx context.Context, vol ident.VolumeID, epoch uint64) error
+}
+
+// ManagerConfig wires a Manager.
+type ManagerConfig struct {
+	Self      ident.NodeID
+	Boot      uint64
+	Transport link.Transport
+	Acceptors *quorum.Acceptors
+	Extents   Store
+	View      overlay.View
+	Catalog   func() *pool.State
+	Log       *slog.Logger
+	// Tune is applied to the Config of every attachment; nil for defaults.
+	Tune func(*Config)
+}
+
+// Manager attaches volumes on this node. It implements target.Exports.
+type Manager struct {
+	cfg ManagerConfig
+
+	mu     sync.Mutex
+	vols   map[ident.VolumeID]*attached
+	closed bool
+}
+
+// attached is a volume that is attached here, or being attached.
+type attached struct {
+	ready    chan struct{} // closed when vol or err is set
+	vol      *Volume
+	err      error
+	sessions int
+	clients  map[string]int
+}
+
+// NewManager registers the release call. Close detaches everything.
+func NewManager(cfg ManagerConfig) *Manager {
+	m := &Manager{cfg: cfg, vols: map[ident.VolumeID]*attached{}}
+	cfg.Transport.HandleCall(TypeRelease, m.handleRelease)
+	cfg.View.OnChange(m.changed)
+	return m
+}
+
+// changed tells all attached volumes that nodes or lanes changed.
+func (m *Manager) changed() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, a := range m.vols {
+		if a.vol != nil {
+			a.vol.maintain.request()
+		}
+	}
+}
+
+func (m *Manager) find(name string) (pool.Volume, error) {
+	for _, d := range m.cfg.Catalog().Volumes {
+		if d.Name == name {
+			return d, nil
+		}
+	}
+	return pool.Volume{}, fault.Newf(fault.NotFound, "volume", name, "no such volume; gabion volume list shows what there is")
+}
+
+func exportOf(d pool.Volume) target.Export {
+	return target.Export{Name: d.Name, Description: "gabion volume " + d.ID.String(), Size: d.Size, BlockSize: d.BlockSize}
+}
+
+// List implements target.Exports.
+func (m *Manager) List(context.Context) ([]target.Export, error) {
+	var out []target.Export
+	for _, d := range m.cfg.Catalog().Volumes {
+		out = append(out, exportOf(d))
+	}
+	slices.SortFunc(out, func(a, b target.Export) int { return strings.Compare(a.Name, b.Name) })
+	return out, nil
+}
+
+// Stat implements target.Exports.
+func (m *Manager) Stat(_ context.Context, name string) (target.Export, error) {
+	d, err := m.find(name)
+	if err != nil {
+		return target.Export{}, err
+	}
+	return exportOf(d), nil
+}
+
+// session is one client's use of an attached volume.
+type session struct {
+	*Volume
+	once  sync.Once
+	close func()
+}
+
+// Close implements target.Session.
+func (s *session) Close() { s.once.Do(s.close) }
+
+// Open implements target.Exports: the first session attaches the volume here.
+func (m *Manager) Open(ctx context.Context, name, peer string) (target.Session, <-chan struct{}, error) {
+	d, err := m.find(name)
+	if err != nil {
+		return nil, nil, err
+	}
+	for {
+		a, err := m.attached(ctx, d, false)
+		if err != nil {
+			return nil, nil, err
+		}
+		m.mu.Lock()
+		if m.vols[d.ID] != a { // detached between the two looks
+			m.mu.Unlock()
+			continue
+		}
+		a.sessions++
+		a.clients[peer]++
+		m.mu.Unlock()
+		s := &session{Volume: a.vol, close: func() {
+			m.mu.Lock()
+			a.sessions--
+			if a.clients[peer]--; a.clients[peer] <= 0 {
+				delete(a.clients, peer)
+			}
+			m.mu.Unlock()
+		}}
+		return s, a.vol.Gone(), nil
+	}
+}
+
+// Attach attaches a volume here without a client. takeover takes it even from
+// a holder that has clients; their connections end.
+func (m *Manager) Attach(ctx context.Context, name string, takeover bool) (*Volume, error) {
+	d, err := m.find(name)
+	if err != nil {
+		return nil, err
+	}
+	a, err := m.attached(ctx, d, takeover)
+	if err != nil {
+		return nil, err
+	}
+	return a.vol, nil
+}
+
+// attached finds or makes the attachment of d; one caller does the work, the
+// others wait for it.
+func (m *Manager) attached(ctx context.Context, d pool.Volume, takeover bool) (*attached, error) {
+	m.mu.Lock()
+	a := m.vols[d.ID]
+	if m.closed {
+		m.mu.Unlock()
+		return nil, fault.Newf(fault.Unavailable, "volume attach", d.Name, "this node is shutting down")
+	}
+	if a == nil {
+		a = &attached{ready: make(chan struct{}), clients: map[string]int{}}
+		m.vols[d.ID] = a
+		m.mu.Unlock()
+		// The attach is not the first caller's alone: it goes on if he leaves.
+		go m.attach(context.WithoutCancel(ctx), d, a, takeover)
+	} else {
+		m.mu.Unlock()
+	}
+	select {
+	case <-a.ready:
+		return a, a.err
+	case <-ctx.Done():
+		return nil, fault.New(fault.Timeout, "volume attach", d.Name, ctx.Err())
+	}
+}
+
+func (m *Manager) attach(ctx context.Context, d pool.Volume, a *attached, takeover bool) {
+	ctx, cancel := context.WithTimeout(ctx, attachMax)
+	defer cancel()
+	began := time.Now()
+	vol, err := m.tryAttach(ctx, d, takeover)
+	m.mu.Lock()
+	a.vol, a.err = vol, err
+	if err != nil {
+		delete(m.vols, d.ID)
+	}
+	m.mu.Unlock()
+	close(a.ready)
+	if err != nil {
+		m.cfg.Log.Info("attach failed", "volume", d.Name, "error", err)
+		return
+	}
+	m.cfg.Log.Info("volume attached", "volume", d.Name, "epoch", vol.epoch, "took", time.Since(began).Round(time.Millisecond))
+	go m.watch(d, a)
+}
+
+// watch forgets an attachment when it is over.
+func (m *Manager) watch(d pool.Volume, a *attached) {
+	<-a.vol.Gone()
+	m.mu.Lock()
+	if m.vols[d.ID] == a {
+		delete(m.vols, d.ID)
+	}
+	m.mu.Unlock()
+	a.vol.Close()
+}
+
+// tryAttach repeats until it has the volume, the holder refuses, or ctx ends.
+func (m *Manager) tryAttach(ctx context.Context, d pool.Volume, takeover bool) (*Volume, error) {
+	for {
+		vol, err := m.attachOnce(ctx, d, takeover)
+		if err == nil {
+			return vol, nil
+		}
+		final := fault.Is(err, fault.NotFound) || fault.Is(err, fault.Corrupt) || isHolderRefusal(err)
+		if final || ctx.Err() != nil {
+			return nil, err
+		}
+		t := time.NewTimer(attachRetry)
+		select {
+		case <-ctx.Done():
+			t.Stop()
+			return nil, err
+		case <-t.C:
+		}
+	}
+}
+
+func (m *Manager) attachOnce(ctx context.Context, d pool.Volume, takeover bool) (*Volume, error) {
+	seeds := m.seeds(d)
+	group := ident.MapBlock(d.ID)
+	ballot, _, err := quorum.Holder(ctx, m.cfg.Transport, seeds, group)
+	if err != nil {
+		return nil, err
+	}
+	force := false
+	if !ballot.IsZero() && ballot.Node != m.cfg.Self {
+		if force, err = m.askRelease(ctx, d, ballot.Node, takeover); err != nil {
+			return nil, err
+		}
+	}
+	v := newVolume(m.volumeConfig(d))
+	p, rec, err := quorum.Open(ctx, quorum.ProposerConfig{
+		Group: group, Transport: m.cfg.Transport, Local: m.cfg.Acceptors, Self: m.cfg.Self, Boot: m.cfg.Boot,
+		Seeds: seeds, Force: force, OnProgress: v.pend.progress, OnFenced: v.fenced,
+		OnMembers: v.maintain.request, Log: m.cfg.Log,
+	})
+	if err != nil {
+		v.cancel()
+		return nil, err
+	}
+	if err := m.cfg.Extents.Seal(ctx, d.ID, p.Ballot().Epoch); err != nil {
+		m.cfg.Log.Debug("some bricks were not sealed", "volume", d.Name, "error", err)
+	}
+	if err := v.open(ctx, p, rec); err != nil {
+		v.fail(err)
+		p.Close()
+		return nil, err
+	}
+	_ = v.spawn(v.maintainLoop) // a volume fenced already needs none
+	v.maintain.request()
+	return v, nil
+}
+
+func (m *Manager) volumeConfig(d pool.Volume) Config {
+	c := Config{
+		ID: d.ID, Name: d.Name, Size: d.Size, BlockSize: d.BlockSize, Replicas: d.Replicas,
+		Extents: m.cfg.Extents, View: m.cfg.View, Log: m.cfg.Log,
+	}
+	if m.cfg.Tune != nil {
+		m.cfg.Tune(&c)
+	}
+	return c
+}
+
+// seeds is where to ask for a volume's map block: the voters at its birth and
+// the members that this node's own acceptor knows of.
+func (m *Manager) seeds(d pool.Volume) []ident.NodeID {
+	var out []ident.NodeID
+	add := func(n ident.NodeID) {
+		if !slices.Contains(out, n) {
+			out = append(out, n)
+		}
+	}
+	if g, ok := m.cfg.Acceptors.Group(ident.MapBlock(d.ID)); ok {
+		for _, x := range g.Config.Members {
+			add(x.Node)
+		}
+	}
+	for _, x := range d.Voters {
+		add(x.Node)
+	}
+	return out
+}
+
+type releaseRequest struct {
+	Volume   ident.VolumeID `json:"volume"`
+	Takeover bool           `json:"takeover"`
+}
+
+type releaseAnswer struct {
+	Released bool   `json:"released"` // the holder does not serve it, or no longer
+	Clients  int    `json:"clients"`  // why not
+	Name     string `json:"name"`     // of the holder
+}
+
+// errHeld marks a refusal by a live holder, which repeating cannot change.
+type errHeld struct{ error }
+
+func isHolderRefusal(err error) bool {
+	for e := err; e != nil; {
+		if _, ok := e.(errHeld); ok {
+			return true
+		}
+		u, ok := e.(interface{ Unwrap() error })
+		if !ok {
+			return false
+		}
+		e = u.Unwrap()
+	}
+	return false
+}
+
+// askRelease asks the holder to let go. It reports true if it consented: then
+// acceptors need not wait for its lease. A holder that does not answer gives
+// false and no error.
+func (m *Manager) askRelease(ctx context.Context, d pool.Volume, holder ident.NodeID, takeover bool) (bool, error) {
+	name := holder.Short()
+	if n, ok := m.cfg.View.Node(holder); ok && n.Name != "" {
+		name = n.Name
+	}
+	if !m.cfg.Transport.Connected(holder) {
+		return false, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, releaseMax)
+	defer cancel()
+	req, _ := json.Marshal(releaseRequest{Volume: d.ID, Takeover: takeover})
+	raw, err := m.cfg.Transport.Call(ctx, holder, TypeRelease, req)
+	if err != nil {
+		m.cfg.Log.Info("holder does not answer", "volume", d.Name, "holder", name, "error", err)
+		return false, nil
+	}
+	var a releaseAnswer
+	if err := json.Unmarshal(raw, &a); err != nil {
+		return false, fault.New(fault.Internal, "volume attach", d.Name, err)
+	}
+	if !a.Released {
+		return false, fault.New(fault.Busy, "volume attach", d.Name, errHeld{fault.Newf(fault.Busy, "volume", d.Name,
+			"in use by %d client(s) on node %s; disconnect there first, or take it over with: gabion volume attach %s --takeover", a.Clients, name, d.Name)})
+	}
+	return true, nil
+}
+
+func (m *Manager) handleRelease(_ context.Context, from ident.NodeID, body []byte) ([]byte, error) {
+	var req releaseRequest
+	if err := json.Unmarshal(body, &req); err != nil {
+		return nil, fault.New(fault.Invalid, "volume release", "", err)
+	}
+	m.mu.Lock()
+	a := m.vols[req.Volume]
+	if a == nil {
+		m.mu.Unlock()
+		return json.Marshal(releaseAnswer{Released: true})
+	}
+	if a.vol == nil || (a.sessions > 0 && !req.Takeover) {
+		n := a.sessions
+		m.mu.Unlock()
+		return json.Marshal(releaseAnswer{Clients: n})
+	}
+	delete(m.vols, req.Volume)
+	m.mu.Unlock()
+	m.cfg.Log.Info("volume released", "volume", a.vol.cfg.Name, "to_node", from.Short(), "takeover", req.Takeover)
+	a.vol.Close()
+	return json.Marshal(releaseAnswer{Released: true})
+}
+
+// InUse counts the clients that a volume has on this node.
+func (m *Manager) InUse(id ident.VolumeID) int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if a := m.vols[id]; a != nil {
+		return a.sessions
+	}
+	return 0
+}
+
+// Attached lists the volumes attached here with their numbers of sessions.
+func (m *Manager) Attached() map[*Volume]int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	out := map[*Volume]int{}
+	for _, a := range m.vols {
+		if a.vol != nil {
+			out[a.vol] = a.sessions
+		}
+	}
+	return out
+}
+
+// Detach ends the attachment of a volume here, if there is one.
+func (m *Manager) Detach(id ident.VolumeID, why error) {
+	m.mu.Lock()
+	a := m.vols[id]
+	delete(m.vols, id)
+	m.mu.Unlock()
+	if a != nil && a.vol != nil {
+		a.vol.fail(why)
+		a.vol.Close()
+	}
+}
+
+// Sync takes over what changed in the catalog: sizes, and volumes that are gone.
+func (m *Manager) Sync(st *pool.State) {
+	byID := map[ident.VolumeID]pool.Volume{}
+	for _, d := range st.Volumes {
+		byID[d.ID] = d
+	}
+	for v := range m.Attached() {
+		if d, ok := byID[v.cfg.ID]; ok {
+			v.Grow(d.Size)
+		} else if st.Deleted(v.cfg.ID) {
+			go m.Detach(v.cfg.ID, fault.Newf(fault.NotFound, "volume", v.cfg.Name, "it was deleted"))
+		}
+	}
+}
+
+// Close folds nothing and detaches everything: what was answered is in the log.
+func (m *Manager) Close() {
+	m.mu.Lock()
+	m.closed = true
+	vols := m.vols
+	m.vols = map[ident.VolumeID]*attached{}
+	m.mu.Unlock()
+	for _, a := range vols {
+		if a.vol != nil {
+			a.vol.Close()
+		}
+	}
+}

@@ -1,0 +1,339 @@
+// Package blockdev makes volumes out of mutable blocks and extents: the write
+// path, the map, checkpoints, attaching and takeover.
+//
+// An attached Volume is the only proposer of its map block. It keeps the log
+// tail (everything since the last checkpoint) in memory, answers writes when a
+// majority of members has received them and flushes when a majority has them
+// durable, and folds the tail into extents in the background.
+package blockdev
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/gabion-storage/gabion/blockdev/extentmap"
+	"github.com/gabion-storage/gabion/blockdev/tail"
+	"github.com/gabion-storage/gabion/dht"
+	"github.com/gabion-storage/gabion/dht/brick"
+	"github.com/gabion-storage/gabion/internal/fault"
+	"github.com/gabion-storage/gabion/internal/ident"
+	"github.com/gabion-storage/gabion/overlay"
+	"github.com/gabion-storage/gabion/quorum"
+)
+
+// Log is what a volume needs of the proposer of its map block.
+type Log interface {
+	Propose(kind quorum.EntryKind, body []byte) (slot uint64, err error)
+	Kick()
+	Sync(slot uint64)
+	SetEagerSync(on bool)
+	Checkpoint(upTo uint64, value []byte) (slot uint64, err error)
+	Next() uint64
+	Durable() uint64
+	Status() []quorum.MemberStatus
+	Members() quorum.Config
+	Ballot() quorum.Ballot
+	Join(ctx context.Context, m quorum.Member) error
+	Close()
+}
+
+// Extents is what a volume needs of the extent store.
+type Extents interface {
+	Put(ctx context.Context, vol ident.VolumeID, epoch uint64, replicas int, xs []dht.Extent) (dht.PutResult, error)
+	ReadAt(ctx context.Context, replicas int, addr ident.Addr, off int64, p []byte, verify func([]byte) bool) error
+	TryReadAt(addr ident.Addr, off int64, p []byte) bool
+	Get(ctx context.Context, addr ident.Addr) ([]byte, error)
+	Delete(ctx context.Context, vol ident.VolumeID, epoch uint64, addrs []ident.Addr, replicas int) error
+	DeleteAt(ctx context.Context, b overlay.BrickRef, vol ident.VolumeID, epoch uint64, addrs []ident.Addr) error
+	List(ctx context.Context, b overlay.BrickRef, vol ident.VolumeID) ([]brick.Ref, error)
+	PutTo(ctx context.Context, b overlay.BrickRef, vol ident.VolumeID, epoch uint64, xs []dht.Extent) error
+	Holders(addr ident.Addr, replicas int) []overlay.BrickRef
+}
+
+// Named limits; each is a field of Config so that tests can shrink it.
+const (
+	// CheckpointBytesDefault is the size of a log tail that starts a checkpoint.
+	CheckpointBytesDefault = 64 << 20
+	// TailBytesDefault bounds active and frozen tail together; beyond it writes wait.
+	TailBytesDefault = 192 << 20
+	// CheckpointIdleDefault is how long a tail may lie unfolded without new writes.
+	CheckpointIdleDefault = 10 * time.Second
+	// IOTimeoutDefault is the stated time after which a request fails.
+	IOTimeoutDefault = 60 * time.Second
+	// PagesDefault bounds the map page cache, in pages of about 6 KiB.
+	PagesDefault = 16384
+	// tailZerosMax bounds the zero ranges of a tail.
+	tailZerosMax = 4096
+	// inlineBytesMax is the longest write that is one log entry; longer ones are cut.
+	inlineBytesMax = entryBlocksMax * BlockSize / 4
+)
+
+// Config describes one attachment.
+type Config struct {
+	ID        ident.VolumeID
+	Name      string
+	Size      int64 // bytes, a multiple of 4096
+	BlockSize int   // logical block size in bytes: 512 or 4096
+	Replicas  int
+
+	Extents Extents
+	View    overlay.View
+	Log     *slog.Logger
+
+	CheckpointBytes int64
+	TailBytes       int64
+	CheckpointIdle  time.Duration
+	IOTimeout       time.Duration
+	Pages           int
+	// LargeWrite is the length in bytes from which a write goes through extents
+	// rather than the log; 0 means never.
+	LargeWrite int
+}
+
+func (c *Config) defaults() {
+	if c.CheckpointBytes == 0 {
+		c.CheckpointBytes = CheckpointBytesDefault
+	}
+	if c.TailBytes == 0 {
+		c.TailBytes = TailBytesDefault
+	}
+	if c.CheckpointIdle == 0 {
+		c.CheckpointIdle = CheckpointIdleDefault
+	}
+	if c.IOTimeout == 0 {
+		c.IOTimeout = IOTimeoutDefault
+	}
+	if c.Pages == 0 {
+		c.Pages = PagesDefault
+	}
+}
+
+// Volume is an attached volume. It implements target.Device. Lock order: mu,
+// then pend.mu.
+type Volume struct {
+	cfg   Config
+	log   Log
+	pages *pageCache
+	epoch uint64
+
+	size atomic.Int64 // bytes
+
+	mu                       sync.RWMutex // guards what follows
+	active                   *tail.Tail
+	frozen                   *tail.Tail // being folded by a checkpoint; nil if none
+	frozenTo                 uint64     // last slot of frozen
+	root                     extentmap.Root
+	table                    *extentmap.Table
+	tableRefs                []extentmap.TableRef
+	loose                    map[uint64]packed // extents named by the tails, not yet in the table
+	looseActive, looseFrozen []uint64          // which tail names them
+	nextExt                  uint64
+	inflight                 map[uint64]struct{} // extent numbers whose fate is not decided
+	mapGen                   uint64              // counts changes of root
+	stalled                  []func()            // operations that wait for room in the tail
+	err                      error               // set once: the attachment is over
+
+	pend      pending
+	leaseSeen atomic.Uint64 // lease mark at which the ballot was last confirmed
+
+	writesSinceFlush atomic.Int32
+	eagerScore       atomic.Int32
+	lastWrite        atomic.Int64 // UnixNano, for the idle checkpoint only
+	ticking          atomic.Bool
+	checkpointing    atomic.Bool
+	lastCheckpoint   atomic.Int64 // UnixNano of the last chosen checkpoint
+	maintain         maintenance
+	stats            Stats
+
+	gone   chan struct{} // closed when err is set
+	ctx    context.Context
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+}
+
+// Stats counts what a volume did since it was attached.
+type Stats struct {
+	Checkpoints, CheckpointErrors atomic.Int64
+	FoldedBlocks, MovedBlocks     atomic.Int64
+	ReadTail, ReadLocal           atomic.Int64
+	ReadRemote, Repaired          atomic.Int64
+}
+
+// open finishes an attachment: v has been handed to the proposer as the
+// receiver of its progress, and rec is what phase 1 learnt.
+func (v *Volume) open(ctx context.Context, log Log, rec *quorum.Recovered) error {
+	v.log = log
+	v.epoch = log.Ballot().Epoch
+	v.pend.reset(rec)
+	st, err := extentmap.DecodeState(rec.Checkpoint.Value)
+	if err != nil {
+		return err
+	}
+	v.root, v.nextExt, v.tableRefs = st.Root, st.NextExt, st.Table
+	if v.table, err = v.loadTable(ctx, st.Table); err != nil {
+		return err
+	}
+	for _, e := range rec.Entries {
+		if e.Kind != quorum.EntryData {
+			continue
+		}
+		if err := v.replay(e.Body); err != nil {
+			return err
+		}
+	}
+	if dirty(v.active) {
+		v.touch()
+	}
+	return nil
+}
+
+func newVolume(cfg Config) *Volume {
+	cfg.defaults()
+	ctx, cancel := context.WithCancel(context.Background())
+	v := &Volume{
+		cfg: cfg, pages: newPageCache(cfg.Pages), active: tail.New(),
+		loose: map[uint64]packed{}, inflight: map[uint64]struct{}{},
+		gone: make(chan struct{}), ctx: ctx, cancel: cancel, nextExt: 1,
+	}
+	v.size.Store(cfg.Size)
+	v.lastCheckpoint.Store(time.Now().UnixNano())
+	v.maintain.init()
+	return v
+}
+
+// replay applies one recovered log entry to the active tail. It is the same
+// change that the write path made when the entry was new.
+func (v *Volume) replay(body []byte) error {
+	e, err := decodeEntry(body)
+	if err != nil {
+		return err
+	}
+	switch e.op {
+	case opWrite:
+		b := v.active.Alloc(len(e.data))
+		copy(b, e.data)
+		v.active.Put(e.block, b)
+	case opZero:
+		v.active.Zero(e.block, e.block+e.count)
+	case opNothing:
+	case opExtent:
+		v.loose[e.extent.number] = e.extent
+		v.looseActive = append(v.looseActive, e.extent.number)
+		if e.extent.number >= v.nextExt {
+			v.nextExt = e.extent.number + 1
+		}
+		v.active.PutExtent(e.block, e.ptrs)
+	}
+	return nil
+}
+
+// Gone is closed when the attachment is over: fenced, closed or broken.
+func (v *Volume) Gone() <-chan struct{} { return v.gone }
+
+// Err tells why the attachment is over, or nil.
+func (v *Volume) Err() error {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return v.err
+}
+
+// fail ends the attachment: everything pending and everything new gets err.
+func (v *Volume) fail(err error) {
+	v.mu.Lock()
+	if v.err != nil {
+		v.mu.Unlock()
+		return
+	}
+	v.err = err
+	stalled := v.stalled
+	v.stalled = nil
+	close(v.gone)
+	v.mu.Unlock()
+	v.cancel()
+	v.pend.fail(err)
+	for _, f := range stalled {
+		f() // sees v.err
+	}
+}
+
+// fenced is the proposer's word that a higher ballot owns the map block.
+func (v *Volume) fenced(by quorum.Ballot) {
+	v.cfg.Log.Warn("volume fenced", "volume", v.cfg.Name, "epoch", v.epoch, "by_node", by.Node.Short(), "by_epoch", by.Epoch)
+	v.fail(fault.Newf(fault.Fenced, "volume", v.cfg.Name, "node %s took it over with epoch %d", by.Node.Short(), by.Epoch))
+}
+
+// Close ends the attachment. Operations still pending fail; everything that
+// was answered is in the log and the next holder has it. Safe to call again.
+func (v *Volume) Close() {
+	v.fail(fault.Newf(fault.Unavailable, "volume", v.cfg.Name, "detached from this node"))
+	v.wg.Wait()
+	v.log.Close()
+}
+
+// spawn runs f on a goroutine that Close waits for, or reports why not.
+func (v *Volume) spawn(f func()) error {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	if v.err != nil {
+		return v.err
+	}
+	v.wg.Go(f)
+	return nil
+}
+
+// Size in bytes.
+func (v *Volume) Size() int64 { return v.size.Load() }
+
+// BlockSize is the logical block size in bytes.
+func (v *Volume) BlockSize() int { return v.cfg.BlockSize }
+
+// ReadOnly is always false: read-only exports are of snapshots.
+func (v *Volume) ReadOnly() bool { return false }
+
+// Grow sets a larger size; a smaller one is ignored.
+func (v *Volume) Grow(size int64) {
+	for {
+		cur := v.size.Load()
+		if size <= cur || v.size.CompareAndSwap(cur, size) {
+			return
+		}
+	}
+}
+
+// touch makes sure that the ticker runs while there is something to time.
+func (v *Volume) touch() {
+	if v.ticking.CompareAndSwap(false, true) {
+		time.AfterFunc(time.Second, v.tick)
+	}
+}
+
+// tick runs each second while requests are pending or the tail is not empty,
+// and not at all on an idle volume.
+func (v *Volume) tick() {
+	select {
+	case <-v.gone:
+		return
+	default:
+	}
+	now := time.Now()
+	v.pend.expire(now.Add(-v.cfg.IOTimeout), v.cfg.Name)
+	v.mu.RLock()
+	unfolded := dirty(v.active) || v.frozen != nil
+	stalled := len(v.stalled) > 0
+	v.mu.RUnlock()
+	idle := now.Sub(time.Unix(0, v.lastWrite.Load())) >= v.cfg.CheckpointIdle
+	if unfolded && (idle || stalled) {
+		v.startCheckpoint()
+	}
+	if unfolded || stalled || !v.pend.empty() {
+		time.AfterFunc(time.Second, v.tick)
+		return
+	}
+	v.ticking.Store(false)
+	if !v.pend.empty() { // something came between the look and the store
+		v.touch()
+	}
+}
