@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -306,42 +305,6 @@ func (n *Node) Do(args ...string) (string, error) {
 		return "", fmt.Errorf("gabion %s: exit %d: %s", strings.Join(args, " "), r.Code, strings.TrimSpace(r.Err))
 	}
 	return strings.TrimSpace(r.Out), nil
-}
-
-// Control sends one request to the node's control socket. in and out may be
-// nil. A refusal is an error with the answer's text.
-func (n *Node) Control(method, path string, in, out any) error {
-	client := &http.Client{Timeout: CallTimeout, Transport: &http.Transport{
-		DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			var d net.Dialer
-			return d.DialContext(ctx, "unix", filepath.Join(n.Dir, "gabion.sock"))
-		},
-	}}
-	var body bytes.Buffer
-	if in != nil {
-		if err := json.NewEncoder(&body).Encode(in); err != nil {
-			return err
-		}
-	}
-	req, err := http.NewRequest(method, "http://node"+path, &body)
-	if err != nil {
-		return err
-	}
-	resp, err := client.Do(req)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	var answer bytes.Buffer
-	answer.ReadFrom(resp.Body)
-	if resp.StatusCode >= 300 {
-		return fmt.Errorf("%s %s: %s: %s", method, path, resp.Status, strings.TrimSpace(answer.String()))
-	}
-	if out == nil {
-		return nil
-	}
-	return json.Unmarshal(answer.Bytes(), out)
 }
 
 // CPU is the processor time the process has used, user and system.
