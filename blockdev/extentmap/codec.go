@@ -138,11 +138,15 @@ func (tx *Tx) Delta() []byte {
 }
 
 // LoadTable rebuilds a table from a snapshot and the deltas made after it, in
-// order. An empty snapshot is the table of a new volume; an element of deltas
-// may hold several deltas end to end. Corrupt: something is damaged, missing,
-// out of order, or does not fit what it is applied to.
+// order. A table that never had a snapshot begins empty: snapshot is then empty
+// or the first delta. An element of deltas may hold several deltas end to end.
+// Corrupt: something is damaged, missing, out of order, or does not fit what it
+// is applied to; a missing delta shows by the sequence numbers.
 func LoadTable(snapshot []byte, deltas ...[]byte) (*Table, error) {
 	t := NewTable()
+	if len(snapshot) >= 4 && binary.LittleEndian.Uint32(snapshot) == deltaMagic {
+		snapshot, deltas = nil, append([][]byte{snapshot}, deltas...)
+	}
 	if len(snapshot) > 0 {
 		r, rest, err := openRecords(snapshotMagic, snapshot)
 		if err != nil {

@@ -16,7 +16,7 @@ type State struct {
 	Size        int64      // bytes, 0..SizeMax
 	NextExt     uint64     // the lowest extent number never used, >= 1
 	Epoch       uint64     // of the holder that made the checkpoint
-	Table       []TableRef // snapshot pieces in order, then delta pieces in order
+	Table       []TableRef // the stored extent table: a snapshot, if any, then deltas
 	LiveBlocks  int64      // data and page blocks that the map uses
 	StoredBytes int64      // encoded bytes of all extents of the volume
 }
@@ -27,14 +27,16 @@ type TableRef struct {
 	Addr   ident.Addr
 	Blocks uint16
 	Bytes  uint32 // encoded size of the extent
-	Kind   uint8  // TableSnapshot or TableDelta
+	Kind   uint8  // TableSnapshot, TableDelta or TableMore
 	Length uint32 // content bytes in it, 1..Blocks*BlockSize
 }
 
-// Kinds of a TableRef. Wire numbers, append only.
+// Kinds of a TableRef. Wire numbers, append only. A snapshot comes first or not
+// at all: it replaces everything before it.
 const (
-	TableSnapshot uint8 = 1
-	TableDelta    uint8 = 2
+	TableSnapshot uint8 = 1 // begins a snapshot
+	TableDelta    uint8 = 2 // begins a delta
+	TableMore     uint8 = 3 // goes on with what the one before began
 )
 
 // A state, little endian: magic "gmst", version u32, root Ext u64, Off u32,
@@ -74,14 +76,14 @@ func (s *State) check() error {
 	case len(s.Table) > TableRefsMax:
 		return fmt.Errorf("%d table extents are more than %d", len(s.Table), TableRefsMax)
 	}
-	kind := TableSnapshot
 	for i := range s.Table {
 		r := &s.Table[i]
-		if r.Number < 1 || r.Number >= s.NextExt || r.Kind < kind || r.Kind > TableDelta ||
+		begins := r.Kind == TableSnapshot || (r.Kind == TableDelta && i == 0)
+		if r.Kind < TableSnapshot || r.Kind > TableMore || begins != (i == 0) ||
+			r.Number < 1 || r.Number >= s.NextExt ||
 			r.Length < 1 || uint64(r.Length) > uint64(r.Blocks)*BlockSize {
 			return fmt.Errorf("table extent %d (number %d) has a field out of range or is out of order", i, r.Number)
 		}
-		kind = r.Kind
 	}
 	return nil
 }
@@ -157,7 +159,7 @@ func DecodeState(b []byte) (*State, error) {
 		r := TableRef{Number: le.Uint64(p), Blocks: le.Uint16(p[40:]), Bytes: le.Uint32(p[44:]), Length: le.Uint32(p[48:])}
 		copy(r.Addr[:], p[8:40])
 		kind := le.Uint16(p[42:])
-		if kind > uint16(TableDelta) {
+		if kind > uint16(TableMore) {
 			return bad("a table extent is of kind %d", kind)
 		}
 		r.Kind = uint8(kind)
