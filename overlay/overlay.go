@@ -96,4 +96,12 @@ type View interface {
 	// is right even in the first instruction after the process was stopped for
 	// a while. It is false for an empty list.
 	LeaseValid(nodes []ident.NodeID) bool
+	// LeaseMark is LeaseValid together with a mark that changes whenever the
+	// contact with any of nodes had a gap: the send times of two pings that it
+	// answered one after the other lie further apart than LeaseDuration, or it
+	// came back with another boot counter. While the mark stays the same and
+	// the result is true, no majority of nodes can have taken the holder for
+	// dead in between. The mark is the sum of one gap counter for each node, so
+	// it only grows for a given list.
+	LeaseMark(nodes []ident.NodeID) (mark uint64, valid bool)
 }
