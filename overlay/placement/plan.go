@@ -37,6 +37,7 @@ func newPlan(bricks []Brick, lanes int) *plan {
 	p.bricks = slices.CompactFunc(p.bricks, func(a, b Brick) bool { return a.ID == b.ID })
 	p.number()
 	p.load = make([]int, len(p.bricks))
+	p.target = make([]float64, len(p.bricks))
 	p.lanes = make([][]int, lanes)
 	p.later = make([][]int, lanes)
 	p.zoneCap, p.rackCap = []int{0}, []int{0}
@@ -69,7 +70,7 @@ func (p *plan) adopt(old Table, w int) {
 // position decides position k of every lane: keep what may stay, fill what is
 // empty, then balance.
 func (p *plan) position(k, w int) {
-	p.target = p.targets(k + 1)
+	p.target = p.targets(k+1, p.target)
 	var empty []int
 	for i := range p.lanes {
 		b := p.later[i][k]

@@ -93,33 +93,48 @@ func (z zoneTree) most(rackCap int) int {
 	return sum
 }
 
-// targets shares lanes*n places among the bricks by weight, under the caps:
-// whoever is capped gives the rest to its siblings.
-func (p *plan) targets(n int) []float64 {
+// share is one vessel of pour: its weight, what it has already, what it can
+// hold.
+type share struct{ weight, floor, limit float64 }
+
+// targets shares lanes*n places among the bricks by weight, under the caps and
+// never below floor, the targets for n-1: whoever is capped leaves the rest to
+// its siblings.
+func (p *plan) targets(n int, floor []float64) []float64 {
 	t := make([]float64, len(p.bricks))
 	lanes := float64(p.laneCount)
-	zw, zc := make([]float64, len(p.tree)), make([]float64, len(p.tree))
-	for i, z := range p.tree {
-		zc[i] = lanes * float64(min(p.zoneCap[n], z.most(p.rackCap[n])))
-		for _, r := range z.racks {
-			zw[i] += p.rackWeight(r)
-		}
-	}
-	for i, amount := range pour(lanes*float64(n), zw, zc) {
-		racks := p.tree[i].racks
-		rw, rc := make([]float64, len(racks)), make([]float64, len(racks))
-		for j, r := range racks {
-			rw[j], rc[j] = p.rackWeight(r), lanes*float64(min(p.rackCap[n], len(r.nodes)))
-		}
-		for j, amount := range pour(amount, rw, rc) {
-			nodes := racks[j].nodes
-			nw, nc := make([]float64, len(nodes)), make([]float64, len(nodes))
-			for l, d := range nodes {
-				nw[l], nc[l] = p.nodeWeight(d), lanes
+	nodes := func(r rackTree) (s []share) {
+		for _, d := range r.nodes {
+			v := share{limit: lanes}
+			for _, b := range d.bricks {
+				v.weight += float64(p.bricks[b].Weight)
+				v.floor += floor[b]
 			}
-			for l, amount := range pour(amount, nw, nc) {
-				for _, b := range nodes[l].bricks {
-					t[b] = amount * float64(p.bricks[b].Weight) / nw[l]
+			s = append(s, v)
+		}
+		return s
+	}
+	racks := func(z zoneTree) (s []share) {
+		for _, r := range z.racks {
+			s = append(s, sum(nodes(r), lanes*float64(p.rackCap[n])))
+		}
+		return s
+	}
+	var zones []share
+	for _, z := range p.tree {
+		zones = append(zones, sum(racks(z), lanes*float64(p.zoneCap[n])))
+	}
+	for i, amount := range pour(lanes*float64(n), zones) {
+		z := p.tree[i]
+		for i, amount := range pour(amount, racks(z)) {
+			r := z.racks[i]
+			for i, amount := range pour(amount, nodes(r)) {
+				var disks []share
+				for _, b := range r.nodes[i].bricks {
+					disks = append(disks, share{float64(p.bricks[b].Weight), floor[b], lanes})
+				}
+				for j, amount := range pour(amount, disks) {
+					t[r.nodes[i].bricks[j]] = amount
 				}
 			}
 		}
@@ -127,48 +142,42 @@ func (p *plan) targets(n int) []float64 {
 	return t
 }
 
-func (p *plan) nodeWeight(d nodeTree) float64 {
-	sum := 0.0
-	for _, b := range d.bricks {
-		sum += float64(p.bricks[b].Weight)
+// sum joins the shares of siblings into that of their parent.
+func sum(parts []share, limit float64) share {
+	var s share
+	for _, p := range parts {
+		s.weight += p.weight
+		s.floor += p.floor
+		s.limit += p.limit
 	}
-	return sum
+	s.limit = min(s.limit, limit)
+	return s
 }
 
-func (p *plan) rackWeight(r rackTree) float64 {
-	sum := 0.0
-	for _, d := range r.nodes {
-		sum += p.nodeWeight(d)
+// pour divides amount among vessels so that each holds level*weight, but not
+// less than its floor nor more than its limit. amount lies between the sums of
+// both.
+func pour(amount float64, vessels []share) []float64 {
+	out := make([]float64, len(vessels))
+	fill := func(level float64) float64 {
+		sum := 0.0
+		for i, v := range vessels {
+			out[i] = max(v.floor, min(v.limit, level*v.weight))
+			sum += out[i]
+		}
+		return sum
 	}
-	return sum
-}
-
-// pour divides amount among vessels in proportion to weight, none above its
-// cap. amount must not exceed the sum of caps.
-func pour(amount float64, weight, caps []float64) []float64 {
-	out := make([]float64, len(weight))
-	full := make([]bool, len(weight))
-	for {
-		rest, open := amount, 0.0
-		for i := range out {
-			if full[i] {
-				rest -= caps[i]
-			} else {
-				open += weight[i]
-			}
-		}
-		again := false
-		for i := range out {
-			if full[i] {
-				continue
-			}
-			out[i] = rest * weight[i] / open
-			if out[i] > caps[i] {
-				out[i], full[i], again = caps[i], true, true
-			}
-		}
-		if !again {
-			return out
+	lo, hi := 0.0, 1.0
+	for _, v := range vessels {
+		hi = max(hi, v.limit/v.weight)
+	}
+	for range 64 { // 64 halvings leave less than a rounding error
+		if mid := (lo + hi) / 2; fill(mid) < amount {
+			lo = mid
+		} else {
+			hi = mid
 		}
 	}
+	fill(hi)
+	return out
 }
