@@ -78,9 +78,8 @@ func (s *State) check() error {
 	}
 	for i := range s.Table {
 		r := &s.Table[i]
-		begins := r.Kind == TableSnapshot || (r.Kind == TableDelta && i == 0)
-		if r.Kind < TableSnapshot || r.Kind > TableMore || begins != (i == 0) ||
-			r.Number < 1 || r.Number >= s.NextExt ||
+		placed := r.Kind == TableDelta || (r.Kind == TableSnapshot && i == 0) || (r.Kind == TableMore && i > 0)
+		if !placed || r.Number < 1 || r.Number >= s.NextExt ||
 			r.Length < 1 || uint64(r.Length) > uint64(r.Blocks)*BlockSize {
 			return fmt.Errorf("table extent %d (number %d) has a field out of range or is out of order", i, r.Number)
 		}
@@ -94,6 +93,10 @@ func (s *State) Encode() []byte {
 	if err := s.check(); err != nil {
 		panic("extentmap: a state that cannot be: " + err.Error())
 	}
+	return s.encode()
+}
+
+func (s *State) encode() []byte {
 	le := binary.LittleEndian
 	b := make([]byte, 0, stateHead+len(s.Table)*stateRef+stateFoot)
 	b = le.AppendUint32(b, stateMagic)
