@@ -11,12 +11,13 @@ import (
 	"github.com/gabion-storage/gabion/internal/ident"
 )
 
-// Limits of compaction. Stored blocks are kept below 1/sparsePermille of the
-// live ones; one checkpoint moves at most compactMax extents.
+// Limits of compaction. Blocks stored are kept below storedPerLivePermille of
+// those alive; extents with a larger live share than sparsePermille are left
+// alone; one checkpoint moves the live blocks of at most compactMax extents.
 const (
 	storedPerLivePermille = 1500
-	sparsePermille        = 800
-	compactMax            = 256
+	sparsePermille        = 850
+	compactMax            = 512
 	tableDeltasMax        = 64
 )
 
@@ -153,7 +154,9 @@ func (f *fold) packTail() ([]extentmap.Range, []extentmap.Change, error) {
 func (f *fold) compact(ctx context.Context, zeros []extentmap.Range, changes []extentmap.Change) ([]extentmap.Owner, []extentmap.Change, error) {
 	v := f.v
 	_, blocks, live, _ := v.table.Stats()
-	excess := blocks - live*storedPerLivePermille/1000
+	// What this checkpoint adds counts too: as a rule it replaces as much, and
+	// so leaves as many dead blocks behind.
+	excess := blocks + int64(len(changes)) - live*storedPerLivePermille/1000
 	if excess <= 0 {
 		return nil, changes, nil
 	}
@@ -167,7 +170,7 @@ func (f *fold) compact(ctx context.Context, zeros []extentmap.Range, changes []e
 		if excess <= 0 {
 			break
 		}
-		excess -= int64(x.Blocks)
+		excess -= int64(x.Blocks - x.Live)
 		raw, err := v.cfg.Extents.Get(ctx, x.Addr)
 		if err != nil {
 			// a sparse extent that cannot be read now is no reason to stop
@@ -178,7 +181,7 @@ func (f *fold) compact(ctx context.Context, zeros []extentmap.Range, changes []e
 		if err != nil {
 			return nil, nil, err
 		}
-		for i := 0; i < h.Count(); i++ {
+		for i := 0; i < h.Count; i++ {
 			o := extentmap.Owner(h.Owner(i))
 			if o.IsPage() {
 				at, err := f.root.PageAt(o.Level(), o.Index(), waiting{v, ctx})

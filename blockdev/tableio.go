@@ -107,7 +107,7 @@ func tableContent(raw []byte, r extentmap.TableRef) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if int(r.Length) > len(x.Payload) || x.PayloadLen != x.Count()*BlockSize {
+	if int(r.Length) > len(x.Payload) || x.PayloadLen != x.Count*BlockSize {
 		return nil, fault.Newf(fault.Corrupt, "volume.loadTable", r.Addr.Short(), "table extent with %d bytes cannot hold %d", len(x.Payload), r.Length)
 	}
 	return append([]byte(nil), x.Payload[:r.Length]...), nil

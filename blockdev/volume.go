@@ -55,10 +55,10 @@ type Extents interface {
 
 // Named limits; each is a field of Config so that tests can shrink it.
 const (
-	// CheckpointBytesDefault is the size of a log tail that starts a checkpoint.
+	// CheckpointBytesDefault is the largest size of a log tail that starts a
+	// checkpoint. Three times the size bounds active and frozen tail together;
+	// beyond it writes wait.
 	CheckpointBytesDefault = 64 << 20
-	// TailBytesDefault bounds active and frozen tail together; beyond it writes wait.
-	TailBytesDefault = 192 << 20
 	// CheckpointIdleDefault is how long a tail may lie unfolded without new writes.
 	CheckpointIdleDefault = 10 * time.Second
 	// IOTimeoutDefault is the stated time after which a request fails.
@@ -95,10 +95,12 @@ type Config struct {
 
 func (c *Config) defaults() {
 	if c.CheckpointBytes == 0 {
-		c.CheckpointBytes = CheckpointBytesDefault
+		// A small volume keeps a small tail, so that what lies twice during a
+		// checkpoint stays small beside the data.
+		c.CheckpointBytes = min(CheckpointBytesDefault, max(8<<20, c.Size/16))
 	}
 	if c.TailBytes == 0 {
-		c.TailBytes = TailBytesDefault
+		c.TailBytes = 3 * c.CheckpointBytes
 	}
 	if c.CheckpointIdle == 0 {
 		c.CheckpointIdle = CheckpointIdleDefault

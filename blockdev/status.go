@@ -1,0 +1,98 @@
+package blockdev
+
+import (
+	"cmp"
+	"slices"
+	"time"
+
+	"github.com/gabion-storage/gabion/blockdev/extentmap"
+	"github.com/gabion-storage/gabion/internal/ident"
+	"github.com/gabion-storage/gabion/overlay"
+	"github.com/gabion-storage/gabion/quorum"
+)
+
+// Status is a volume at its holder.
+type Status struct {
+	ID            ident.VolumeID
+	Name          string
+	Replicas      int  // wanted
+	Present       int  // complete copies in reach
+	Voters        int  // of the map block
+	Quorum        bool // a majority of the voters answers
+	Lagging       int  // members that are being caught up
+	Epoch         uint64
+	StoredBytes   int64 // of one copy, in extents
+	LiveBlocks    int64 // 4 KiB blocks that the map names, pages included
+	TailBytes     int64 // log tail in memory
+	PageBytes     int64 // map pages in memory
+	CheckpointAge time.Duration
+	Repairing     int64 // extents still to be copied
+}
+
+// Status describes the volume now.
+func (v *Volume) Status() Status {
+	s := Status{
+		ID: v.cfg.ID, Name: v.cfg.Name, Replicas: v.cfg.Replicas, Present: v.Present(), Epoch: v.epoch,
+		PageBytes:     v.pages.bytes(),
+		CheckpointAge: time.Since(time.Unix(0, v.lastCheckpoint.Load())),
+	}
+	in := 0
+	for _, m := range v.log.Status() {
+		if m.Member.Role == quorum.Learner {
+			continue
+		}
+		s.Voters++
+		if m.State == "ok" || m.Member.Node == v.cfg.View.Self() {
+			in++
+		}
+		if m.Lagging {
+			s.Lagging++
+		}
+	}
+	s.Quorum = in*2 > s.Voters
+	_, _, s.LiveBlocks, s.StoredBytes = v.table.Stats()
+	v.mu.RLock()
+	s.TailBytes = v.active.Bytes()
+	if v.frozen != nil {
+		s.TailBytes += v.frozen.Bytes()
+	}
+	v.mu.RUnlock()
+	v.maintain.mu.Lock()
+	s.Repairing = v.maintain.left
+	v.maintain.mu.Unlock()
+	return s
+}
+
+// Birth is the checkpoint value that a new volume of size bytes begins with.
+func Birth(size int64) []byte {
+	s := extentmap.State{Root: extentmap.Root{Level: extentmap.LevelFor(size)}, Size: size, NextExt: 1}
+	return s.Encode()
+}
+
+// RankNodes orders nodes for a volume: first (if it is among them), then by
+// rendezvous weight.
+func RankNodes(vol ident.VolumeID, first ident.NodeID, nodes []overlay.Node) []overlay.Node {
+	out := slices.Clone(nodes)
+	slices.SortFunc(out, func(a, b overlay.Node) int {
+		if (a.ID == first) != (b.ID == first) {
+			if a.ID == first {
+				return -1
+			}
+			return 1
+		}
+		return cmp.Compare(rank(vol, b.ID), rank(vol, a.ID))
+	})
+	return out
+}
+
+// Stats exposes the counters since the attachment.
+func (v *Volume) Stats() *Stats { return &v.stats }
+
+// ID of the volume.
+func (v *Volume) ID() ident.VolumeID { return v.cfg.ID }
+
+// Name of the volume.
+func (v *Volume) Name() string { return v.cfg.Name }
+
+// Epoch of this attachment.
+func (v *Volume) Epoch() uint64 { return v.epoch }
