@@ -1,0 +1,49 @@
+# Inside the test machine: a stock kernel attaches volumes of a pool of three nodes, puts ext4 and xfs
+# on them, runs PostgreSQL, trims, detaches, and finds the data again through another node.
+set -euo pipefail
+. "$TOP/deploy/vm/guest/pool.sh"
+mount_pool /dev/vda
+make_pool
+g volume create pg --size 512M --replicas 3
+g volume create files --size 512M --replicas 3
+until_true 60 "copies of pg" redundant pg
+
+phase "ext4 and PostgreSQL"
+attach 1 pg /dev/nbd0
+mkfs.ext4 -q /dev/nbd0
+mkdir -p /mnt/pg /mnt/files
+mount /dev/nbd0 /mnt/pg
+pg_init /mnt/pg
+pg_start /mnt/pg
+as_postgres "$PGBIN/pgbench" -i -q -s 1 2>/dev/null
+as_postgres "$PGBIN/pgbench" -n -c 2 -t 40 | grep -E 'processed|failed|tps'
+[ "$(sql -c 'SELECT count(*) FROM pgbench_history')" = 80 ] || fail "transactions are missing"
+pg_stop /mnt/pg
+as_postgres "$PGBIN/pg_checksums" --check -D /mnt/pg/data >/dev/null || fail "pg_checksums"
+umount /mnt/pg
+e2fsck -f -n /dev/nbd0 >/dev/null || fail "e2fsck"
+detach /dev/nbd0
+
+phase "xfs"
+attach 1 files /dev/nbd1
+mkfs.xfs -q /dev/nbd1
+mount /dev/nbd1 /mnt/files
+head -c 24M /dev/urandom >/mnt/files/a
+(cd /mnt/files && sha256sum a >sum)
+fstrim -v /mnt/files
+umount /mnt/files
+detach /dev/nbd1
+
+phase "the other node's export"
+attach 2 files /dev/nbd1
+xfs_repair -n /dev/nbd1 >/dev/null 2>&1 || fail "xfs_repair finds damage"
+mount /dev/nbd1 /mnt/files
+(cd /mnt/files && sha256sum -c sum) || fail "the file changed"
+rm /mnt/files/a
+fstrim -v /mnt/files
+umount /mnt/files
+detach /dev/nbd1
+g status
+stop_pool
+if dmesg | grep -E 'I/O error|nbd.*(timed out|error)|hung_task|blocked for more'; then fail "the kernel complains"; fi
+echo PASSED
