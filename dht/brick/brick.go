@@ -1,0 +1,273 @@
+package brick
+
+import (
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/gabion-storage/gabion/internal/fault"
+	"github.com/gabion-storage/gabion/internal/ident"
+	"github.com/gabion-storage/gabion/internal/vfs"
+)
+
+// Config says where a brick is and how it behaves. Sizes are bytes; zero means
+// the default.
+type Config struct {
+	FS   vfs.FS       // the directory of the brick
+	Pool ident.PoolID // who opens it; a brick of others is refused
+	Node ident.NodeID
+
+	// Stable is used for the stable state and not closed; nil opens stable.db
+	// in OSDir, the machine's path of the directory of FS.
+	Stable Stable
+	OSDir  string
+
+	JournalSegmentSize int64 // default 32 MiB; a multiple of 4096, at least 16 KiB
+	JournalMax         int64 // default 4 GiB; all journal segments, at least two of them
+	ExtentSegmentSize  int64 // default 64 MiB; a multiple of 4096, at least 16 KiB
+	// Reserve is the free space that extents leave alone, so that journal,
+	// index and deletes always work; default the larger of 64 MiB and 1 % of
+	// the disk. Negative means none.
+	Reserve int64
+
+	Log      *slog.Logger        // default: discard
+	OnBroken func(error)         // called once, from any goroutine, when the disk failed
+	OnSync   func(time.Duration) // called after every fdatasync with its duration
+}
+
+const (
+	defaultJournalSegment = 32 << 20
+	defaultJournalMax     = 4 << 30
+	defaultExtentSegment  = 64 << 20
+	defaultReserve        = 64 << 20
+	segmentSizeMin        = 16 << 10
+)
+
+func (c *Config) complete() error {
+	set := func(v *int64, d int64) {
+		if *v == 0 {
+			*v = d
+		}
+	}
+	set(&c.JournalSegmentSize, defaultJournalSegment)
+	set(&c.JournalMax, max(defaultJournalMax, 2*c.JournalSegmentSize))
+	set(&c.ExtentSegmentSize, defaultExtentSegment)
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	bad := func(s int64) bool { return s < segmentSizeMin || s > segmentSizeMax || s%extentAlign != 0 }
+	switch {
+	case c.FS == nil:
+		return fault.Newf(fault.Invalid, "brick.open", "", "no file system given")
+	case c.Stable == nil && c.OSDir == "":
+		return fault.Newf(fault.Invalid, "brick.open", "", "neither a stable store nor a directory for one given")
+	case bad(c.JournalSegmentSize) || bad(c.ExtentSegmentSize):
+		return fault.Newf(fault.Invalid, "brick.open", "", "segment sizes are multiples of 4096 from %d to %d bytes",
+			segmentSizeMin, int64(segmentSizeMax))
+	case c.JournalMax < 2*c.JournalSegmentSize:
+		return fault.Newf(fault.Invalid, "brick.open", "", "the journal limit of %d bytes is less than two segments",
+			c.JournalMax)
+	}
+	return nil
+}
+
+// Brick is one disk of a node. All methods are safe for concurrent use.
+type Brick struct {
+	core    *core
+	journal *Journal
+	extents *extents
+	stable  *guardedStable
+	owned   Stable // to be closed, nil if it was given
+	unlock  func()
+
+	close    sync.Once
+	closeErr error
+}
+
+// Open opens the brick in cfg.FS, or lays out a new one in an empty directory.
+// Kinds: Denied (a brick of another pool or node), Busy (locked), Corrupt
+// (damaged; the subject is the file), Invalid (configuration), NoSpace.
+func Open(cfg Config) (b *Brick, err error) {
+	if err := cfg.complete(); err != nil {
+		return nil, err
+	}
+	unlock, err := cfg.FS.Lock(lockFile)
+	if err != nil {
+		if fault.Is(err, fault.Busy) {
+			err = fault.New(fault.Busy, "brick.open", cfg.OSDir, err)
+		}
+		return nil, err
+	}
+	b = &Brick{unlock: unlock}
+	defer func() {
+		if err != nil {
+			if b.owned != nil {
+				_ = b.owned.Close() // the first error is the one to report
+			}
+			unlock()
+			b = nil
+		}
+	}()
+	id, found, err := readIdentity(cfg.FS)
+	if err != nil {
+		return b, err
+	}
+	if !found {
+		if id, err = lay(cfg); err != nil {
+			return b, err
+		}
+	}
+	if err := id.check(cfg.Pool, cfg.Node); err != nil {
+		return b, err
+	}
+	if err := cfg.FS.Remove(creatingFile); err != nil && !fault.Is(err, fault.NotFound) {
+		return b, err
+	}
+	b.core = newCore(cfg, id.Brick)
+	inner := cfg.Stable
+	if inner == nil {
+		if inner, err = openBolt(cfg.OSDir, false); err != nil {
+			return b, err
+		}
+		b.owned = inner
+	}
+	b.stable = &guardedStable{b.core, inner}
+	return b, b.start(cfg)
+}
+
+func newCore(cfg Config, id ident.BrickID) *core {
+	return &core{fs: cfg.FS, id: id, log: cfg.Log, onSync: cfg.OnSync, onBroken: cfg.OnBroken}
+}
+
+// start opens journal and extents.
+func (b *Brick) start(cfg Config) error {
+	reserve := cfg.Reserve
+	if reserve == 0 {
+		_, total, err := cfg.FS.Free()
+		if err != nil {
+			return err
+		}
+		reserve = max(defaultReserve, total/100)
+	}
+	b.extents = newExtents(b.core, cfg.ExtentSegmentSize, max(0, reserve))
+	b.journal = newJournal(b.core, cfg.JournalSegmentSize, cfg.JournalMax)
+	b.core.wake = []func(){b.journal.wakeAll}
+	if err := b.journal.open(); err != nil {
+		return err
+	}
+	if err := b.extents.open(); err != nil {
+		_ = b.journal.end() // the first error is the one to report
+		return err
+	}
+	return nil
+}
+
+// lay makes a new brick: everything first, durably, its identity last.
+func lay(cfg Config) (identity, error) {
+	id := identity{Format: formatVersion, Pool: cfg.Pool, Node: cfg.Node, Brick: ident.NewBrick()}
+	c := newCore(cfg, id.Brick)
+	steps := []func() error{
+		func() error {
+			return vfs.WriteFileAtomic(cfg.FS, creatingFile, []byte("a new brick is being laid out\n"))
+		},
+		func() error { return clearLeftovers(cfg.FS) },
+		func() error { return cfg.FS.MkdirAll("journal") },
+		func() error { return cfg.FS.MkdirAll("extents") },
+		func() error { return cfg.FS.SyncDir(".") },
+		func() error { return newJournal(c, cfg.JournalSegmentSize, cfg.JournalMax).create() },
+		func() error { return newExtents(c, cfg.ExtentSegmentSize, 0).create() },
+		func() error {
+			if cfg.Stable != nil {
+				return nil
+			}
+			s, err := openBolt(cfg.OSDir, true)
+			if err != nil {
+				return err
+			}
+			if err := s.Close(); err != nil {
+				return err
+			}
+			return cfg.FS.SyncDir(".")
+		},
+		func() error { return vfs.WriteFileAtomic(cfg.FS, identityFile, id.encode()) },
+	}
+	for _, step := range steps {
+		if err := step(); err != nil {
+			return id, err
+		}
+	}
+	return id, nil
+}
+
+// ID is the incarnation of the brick: a wiped disk gets a new one.
+func (b *Brick) ID() ident.BrickID { return b.core.id }
+
+// Journal is the log of the brick.
+func (b *Brick) Journal() *Journal { return b.journal }
+
+// Stable is the store for promises. Its errors other than NoSpace break the
+// brick.
+func (b *Brick) Stable() Stable { return b.stable }
+
+// Stats returns the counters since Open.
+func (b *Brick) Stats() Stats { return b.core.count.stats() }
+
+// Usage says how full a brick is, in bytes.
+type Usage struct {
+	Total, Free     int64 // of the disk; 0 if it cannot be asked
+	Reserve         int64 // of Free, what extents leave alone
+	ExtentStored    int64 // room that extents take in their segments
+	ExtentLive      int64 // of it, bytes of the extents themselves
+	Extents         int64 // how many
+	JournalLive     int64 // records that are not trimmed
+	JournalReserved int64 // files of the journal
+	State           string
+}
+
+// The values of Usage.State.
+const (
+	StateOK     = "ok"
+	StateFull   = "full" // puts fail with NoSpace
+	StateBroken = "broken"
+)
+
+// Usage asks the disk.
+func (b *Brick) Usage() Usage {
+	free, total, err := b.core.fs.Free()
+	u := Usage{Total: total, Free: free, Reserve: b.extents.reserve, State: StateOK}
+	if err == nil && free <= u.Reserve {
+		u.State = StateFull
+	}
+	if b.core.down() != nil {
+		u.State = StateBroken
+	}
+	t := b.extents.table
+	t.mu.Lock()
+	u.ExtentStored, u.ExtentLive, u.Extents = t.stored, t.live, int64(t.count)
+	t.mu.Unlock()
+	oldest, next, _ := b.journal.Live()
+	u.JournalLive = int64(next - oldest)
+	b.journal.mu.Lock()
+	u.JournalReserved = b.journal.reserved
+	b.journal.mu.Unlock()
+	return u
+}
+
+// Close finishes what is under way, makes it durable and releases the brick.
+// Calls that follow fail with kind Unavailable.
+func (b *Brick) Close() error {
+	b.close.Do(func() {
+		b.closeErr = b.extents.end()
+		if err := b.journal.end(); b.closeErr == nil {
+			b.closeErr = err
+		}
+		b.core.closed.Store(true)
+		if b.owned != nil {
+			if err := b.owned.Close(); b.closeErr == nil {
+				b.closeErr = err
+			}
+		}
+		b.unlock()
+	})
+	return b.closeErr
+}

@@ -1,0 +1,121 @@
+package brick
+
+import (
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/gabion-storage/gabion/internal/fault"
+	"github.com/gabion-storage/gabion/internal/ident"
+	"github.com/gabion-storage/gabion/internal/vfs"
+)
+
+// Stats are counters since Open. Bytes are of bodies and extents as given by
+// the caller.
+type Stats struct {
+	JournalAppends, JournalAppendBytes  uint64
+	JournalWrites                       uint64 // pushes to the page cache
+	JournalSyncRequests                 uint64 // calls of Journal.Sync
+	Syncs                               uint64 // fdatasyncs of all files
+	ExtentPuts, ExtentPutBytes          uint64
+	ExtentReads, ExtentReadBytes        uint64 // ReadExtent
+	ExtentTryHits, ExtentTryMisses      uint64 // TryReadExtent
+	ExtentDeletes                       uint64
+	PunchedBytes                        uint64
+	IndexCommits, IndexRewrites         uint64
+	SegmentsCreated, SegmentsRemoved    uint64 // extent segments
+	JournalSegments, JournalSegmentsNew uint64 // recycled and freshly written
+}
+
+// counters is Stats while it is being counted.
+type counters struct {
+	appends, appendBytes, writes, syncRequests, syncs     atomic.Uint64
+	puts, putBytes, reads, readBytes, tryHits, tryMisses  atomic.Uint64
+	deletes, punched, commits, rewrites, created, removed atomic.Uint64
+	segmentsRecycled, segmentsNew                         atomic.Uint64
+}
+
+func (c *counters) stats() Stats {
+	return Stats{
+		JournalAppends: c.appends.Load(), JournalAppendBytes: c.appendBytes.Load(),
+		JournalWrites: c.writes.Load(), JournalSyncRequests: c.syncRequests.Load(),
+		Syncs: c.syncs.Load(), ExtentPuts: c.puts.Load(), ExtentPutBytes: c.putBytes.Load(),
+		ExtentReads: c.reads.Load(), ExtentReadBytes: c.readBytes.Load(),
+		ExtentTryHits: c.tryHits.Load(), ExtentTryMisses: c.tryMisses.Load(),
+		ExtentDeletes: c.deletes.Load(), PunchedBytes: c.punched.Load(),
+		IndexCommits: c.commits.Load(), IndexRewrites: c.rewrites.Load(),
+		SegmentsCreated: c.created.Load(), SegmentsRemoved: c.removed.Load(),
+		JournalSegments: c.segmentsRecycled.Load(), JournalSegmentsNew: c.segmentsNew.Load(),
+	}
+}
+
+// core is what all parts of a brick share: the disk, the identity, and the
+// verdict that the brick is broken.
+type core struct {
+	fs       vfs.FS
+	id       ident.BrickID
+	log      *slog.Logger
+	onSync   func(time.Duration)
+	onBroken func(error)
+	count    counters
+
+	once   sync.Once
+	broken atomic.Pointer[fault.Error]
+	closed atomic.Bool // Close is over: errors that follow say nothing about the disk
+	wake   []func() // lets waiters notice that the brick is broken; set before use
+}
+
+// fail declares the brick broken because of err and returns the error that all
+// later calls get. Callers hold no lock that OnBroken or a waiter could want.
+func (c *core) fail(op string, err error) error {
+	if c.closed.Load() {
+		return c.down()
+	}
+	c.once.Do(func() {
+		e := fault.Newf(fault.Unavailable, "brick."+op, c.id.Short(),
+			"the brick is broken and answers nothing until it is opened again; check its disk: %w", err)
+		c.broken.Store(e)
+		c.log.Error("brick is broken", "brick", c.id.Short(), "op", op, "err", err)
+		for _, w := range c.wake {
+			w()
+		}
+		if c.onBroken != nil {
+			c.onBroken(e)
+		}
+	})
+	return c.down()
+}
+
+// down returns the error of a broken or closed brick, nil while it works.
+func (c *core) down() error {
+	if e := c.broken.Load(); e != nil {
+		return e
+	}
+	if c.closed.Load() {
+		return fault.Newf(fault.Unavailable, "brick", c.id.Short(), "the brick is closed")
+	}
+	return nil
+}
+
+// sync makes f durable and reports how long that took.
+func (c *core) sync(f vfs.File) error {
+	if skipFsync() {
+		return nil
+	}
+	start := time.Now()
+	err := f.Sync()
+	c.count.syncs.Add(1)
+	if c.onSync != nil {
+		c.onSync(time.Since(start))
+	}
+	return err
+}
+
+// orFail passes NoSpace on, which the brick survives, and breaks it otherwise.
+func (c *core) orFail(op string, err error) error {
+	if err == nil || fault.Is(err, fault.NoSpace) {
+		return err
+	}
+	return c.fail(op, err)
+}
