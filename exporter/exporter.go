@@ -24,7 +24,7 @@ import (
 const (
 	// VolumesMax bounds the volumes that have series of their own. Those above
 	// it, by name, are counted in gabion_exporter_volumes_dropped.
-	VolumesMax = 1000
+	VolumesMax = 1024
 	// BricksMax bounds the bricks that have a sync histogram of their own;
 	// further ones share the brick label "other".
 	BricksMax = 64

@@ -249,7 +249,7 @@ type CreateVolume struct {
 	SizeBytes int64  `json:"size_bytes"`
 	// BlockSize is 512 or 4096 (default).
 	BlockSize int `json:"block_size,omitempty"`
-	// Replicas is 1 to 7, default 3.
+	// Replicas is 1 to 5, default 3.
 	Replicas int `json:"replicas,omitempty"`
 	// WriteCache is quorum (default): a write is answered when a majority has
 	// it in memory, a flush when a majority has it on disk.

@@ -105,7 +105,7 @@ var external = map[string][]string{
 	"github.com/spf13/cobra":              {"cmd/gabion"},
 	"github.com/hashicorp/raft-boltdb/v2": {"dht/brick"},
 	"go.etcd.io/bbolt":                    {"dht/brick"}, // options of the store below raft-boltdb
-	"github.com/klauspost/compress":       {"dht/extent"},
+	"github.com/klauspost/compress":       {"dht/extent", "pool"}, // the pool's state must fit into a checkpoint
 	"golang.org/x/sys":                    {"internal/vfs", "internal/link", "internal/node", "overlay/kouncil", "blockdev"},
 }
 
