@@ -83,9 +83,12 @@ func (t tree) apply(op dirOp) {
 }
 
 // NewMem makes an empty disk without limits.
-func NewMem() *Mem {
+func NewMem() *Mem { return NewMemSeed(1) }
+
+// NewMemSeed is NewMem with a seed for what the kernel writes back by itself.
+func NewMemSeed(seed int64) *Mem {
 	return &Mem{now: newTree(), durable: newTree(), locks: map[string]*bool{},
-		coin: rand.New(rand.NewSource(1))}
+		coin: rand.New(rand.NewSource(seed))}
 }
 
 // SetHook installs h (nil removes it).
