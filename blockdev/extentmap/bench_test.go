@@ -27,7 +27,7 @@ func (c *cache) write(o Owner, pg *Page) (Ptr, error) {
 // encodeOnly is a write function that encodes and keeps nothing.
 func encodeOnly() func(o Owner, pg *Page) (Ptr, error) {
 	buf := make([]byte, BlockSize)
-	next := uint64(1 << 40)
+	next := uint64(1 << 41)
 	return func(o Owner, pg *Page) (Ptr, error) {
 		pg.Encode(buf)
 		next++

@@ -40,7 +40,7 @@ type chunk struct {
 type Table struct {
 	seq uint64 // transactions applied since the table was made; the owner's
 
-	mu     sync.RWMutex // guards all below against Commit; held for a few µs only
+	mu     sync.RWMutex // guards all below against Commit, which holds it for some 10 µs at a time
 	chunks []chunk      // by ascending first; the slice is replaced, not changed
 	sum    sums
 }

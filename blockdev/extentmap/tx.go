@@ -155,7 +155,7 @@ func (tx *Tx) effective() int {
 }
 
 // CommitBatch is how many live counts Commit changes under the lock at a time.
-const CommitBatch = 512
+const CommitBatch = 64
 
 // Commit makes the change. It panics if the Tx has an error, was committed
 // before, or is not the newest of its table: the caller persisted something
