@@ -2,6 +2,7 @@ package pki
 
 import (
 	"crypto/ed25519"
+	"crypto/rand"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
@@ -10,104 +11,207 @@ import (
 	"path/filepath"
 
 	"github.com/gabion-storage/gabion/internal/fault"
+	"github.com/gabion-storage/gabion/internal/ident"
 )
 
-// Files of a node's pki directory, PEM, readable by its owner only.
+// Files in DIR/pki, PEM, mode 0600. node.crt is written last: it is what makes
+// a node a member.
 const (
-	poolCertFile = "pool.crt"
-	poolKeyFile  = "pool.key"
-	nodeCertFile = "node.crt"
-	nodeKeyFile  = "node.key"
+	fileCACert   = "ca.crt"
+	fileCAKey    = "ca.key"
+	fileNodeKey  = "node.key"
+	fileNodeCert = "node.crt"
+	fileSizeMax  = 64 << 10
 )
 
-// Save writes an identity to dir, which must not hold one. All files are
-// durable on return.
-func (i *Identity) Save(dir string) error {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fault.New(fault.Internal, "pki.save", dir, err)
+// Init makes a new pool's authority and the first node's identity and stores
+// both in dir. Exists: dir already holds an identity.
+func Init(dir string, pool ident.PoolID) (*Identity, error) {
+	if err := mustBeNew("pool init", dir); err != nil {
+		return nil, err
 	}
-	poolKey, err := x509.MarshalPKCS8PrivateKey(i.Authority.key)
+	ca, err := NewCA(pool)
 	if err != nil {
-		return fault.New(fault.Internal, "pki.save", dir, err)
+		return nil, err
 	}
-	nodeKey, err := x509.MarshalPKCS8PrivateKey(i.key)
+	id, err := ca.NewIdentity()
 	if err != nil {
-		return fault.New(fault.Internal, "pki.save", dir, err)
+		return nil, err
 	}
-	for _, f := range []struct {
-		name, kind string
-		der        []byte
-	}{
-		{poolCertFile, "CERTIFICATE", i.der}, {poolKeyFile, "PRIVATE KEY", poolKey},
-		{nodeCertFile, "CERTIFICATE", i.cert}, {nodeKeyFile, "PRIVATE KEY", nodeKey},
-	} {
-		if err := create(filepath.Join(dir, f.name), pem.EncodeToMemory(&pem.Block{Type: f.kind, Bytes: f.der})); err != nil {
-			return fault.New(fault.Internal, "pki.save", filepath.Join(dir, f.name), err)
-		}
-	}
-	d, err := os.Open(dir)
-	if err != nil {
-		return fault.New(fault.Internal, "pki.save", dir, err)
-	}
-	defer d.Close()
-	if err := d.Sync(); err != nil {
-		return fault.New(fault.Internal, "pki.save", dir, err)
+	return id, id.Save(dir)
+}
+
+func mustBeNew(op, dir string) error {
+	if _, err := os.Lstat(filepath.Join(dir, fileNodeCert)); err == nil {
+		return fault.Newf(fault.Exists, op, dir, "this node is already a member of a pool; to start over, remove its directory")
 	}
 	return nil
 }
 
-func create(path string, b []byte) error {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
+// Save stores the identity durably in dir, making it if need be.
+func (id *Identity) Save(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fault.New(fault.Internal, "pki.save", dir, err)
 	}
-	_, err = f.Write(b)
-	if err == nil {
-		err = f.Sync()
+	for _, f := range []struct {
+		name, kind string
+		key        ed25519.PrivateKey
+		cert       *x509.Certificate
+	}{
+		{fileCACert, "CERTIFICATE", nil, id.CA.Cert},
+		{fileCAKey, "PRIVATE KEY", id.CA.Key, nil},
+		{fileNodeKey, "PRIVATE KEY", id.Key, nil},
+		{fileNodeCert, "CERTIFICATE", nil, id.Cert},
+	} {
+		var der []byte
+		if f.cert != nil {
+			der = f.cert.Raw
+		} else {
+			var err error
+			if der, err = x509.MarshalPKCS8PrivateKey(f.key); err != nil {
+				return fault.New(fault.Internal, "pki.save", f.name, err)
+			}
+		}
+		if err := writeFile(dir, f.name, pem.EncodeToMemory(&pem.Block{Type: f.kind, Bytes: der})); err != nil {
+			return err
+		}
 	}
-	if err2 := f.Close(); err == nil {
-		err = err2
-	}
-	return err
+	return nil
 }
 
-// Load reads the identity that Save wrote. NotFound: there is none. Corrupt: a
-// file is damaged or missing, or they do not belong together; it says which.
+// writeFile replaces dir/name atomically and durably.
+func writeFile(dir, name string, b []byte) error {
+	fail := func(err error) error {
+		return fault.New(fault.Internal, "pki.save", filepath.Join(dir, name), err)
+	}
+	tmp := filepath.Join(dir, name+".tmp")
+	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return fail(err)
+	}
+	_, err = f.Write(b)
+	err = errors.Join(err, f.Sync(), f.Close())
+	if err != nil {
+		return fail(err)
+	}
+	if err := os.Rename(tmp, filepath.Join(dir, name)); err != nil {
+		return fail(err)
+	}
+	d, err := os.Open(dir)
+	if err != nil {
+		return fail(err)
+	}
+	if err := errors.Join(d.Sync(), d.Close()); err != nil {
+		return fail(err)
+	}
+	return nil
+}
+
+// Load reads the identity in dir. NotFound: there is none. Denied: a file can
+// be read by others. Corrupt: the files are damaged or do not belong together.
 func Load(dir string) (*Identity, error) {
-	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
-		return nil, fault.New(fault.NotFound, "pki.load", dir, err)
+	if _, err := os.Lstat(filepath.Join(dir, fileNodeCert)); errors.Is(err, fs.ErrNotExist) {
+		return nil, fault.Newf(fault.NotFound, "pki.load", dir,
+			"this node is in no pool; start one with `gabion pool init` or enter one with a token")
 	}
-	ders := map[string][]byte{}
-	for _, name := range []string{poolCertFile, poolKeyFile, nodeCertFile, nodeKeyFile} {
-		path := filepath.Join(dir, name)
-		raw, err := os.ReadFile(path)
-		if err != nil {
-			return nil, fault.Newf(fault.Corrupt, "pki.load", path, "the file cannot be read (%v); restore it from a backup", err)
-		}
-		b, _ := pem.Decode(raw)
-		if b == nil {
-			return nil, fault.Newf(fault.Corrupt, "pki.load", path, "the file is damaged; restore it from a backup")
-		}
-		ders[name] = b.Bytes
-	}
-	key := func(name string) (ed25519.PrivateKey, error) {
-		k, err := x509.ParsePKCS8PrivateKey(ders[name])
-		if ed, ok := k.(ed25519.PrivateKey); ok && err == nil {
-			return ed, nil
-		}
-		return nil, fault.Newf(fault.Corrupt, "pki.load", filepath.Join(dir, name), "not an ed25519 key; restore it from a backup")
-	}
-	poolKey, err := key(poolKeyFile)
+	caCert, err := readCert(dir, fileCACert)
 	if err != nil {
 		return nil, err
 	}
-	nodeKey, err := key(nodeKeyFile)
+	caKey, err := readKey(dir, fileCAKey)
 	if err != nil {
 		return nil, err
 	}
-	a, err := parseAuthority(ders[poolCertFile], poolKey)
+	ca, err := parseCA(caCert, caKey)
 	if err != nil {
 		return nil, err
 	}
-	return newIdentity(a, ders[nodeCertFile], nodeKey)
+	key, err := readKey(dir, fileNodeKey)
+	if err != nil {
+		return nil, err
+	}
+	cert, err := readCert(dir, fileNodeCert)
+	if err != nil {
+		return nil, err
+	}
+	return newIdentity(ca, key, cert)
+}
+
+// nodeKey returns the node key in dir, making it if there is none, so that a
+// join that is repeated stays the same node.
+func nodeKey(dir string) (ed25519.PrivateKey, error) {
+	key, err := readKey(dir, fileNodeKey)
+	if !fault.Is(err, fault.NotFound) {
+		return key, err
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fault.New(fault.Internal, "pki.save", dir, err)
+	}
+	_, key, err = ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		return nil, fault.New(fault.Internal, "pki.new", "", err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return nil, fault.New(fault.Internal, "pki.save", fileNodeKey, err)
+	}
+	return key, writeFile(dir, fileNodeKey, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
+}
+
+func readPEM(dir, name, kind string) ([]byte, error) {
+	path := filepath.Join(dir, name)
+	st, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fault.Newf(fault.NotFound, "pki.load", path, "the file is missing")
+	}
+	if err != nil {
+		return nil, fault.New(fault.Internal, "pki.load", path, err)
+	}
+	if st.Mode().Perm()&0o077 != 0 {
+		return nil, fault.Newf(fault.Denied, "pki.load", path, "others may read this file; run: chmod 600 %s", path)
+	}
+	if st.Size() > fileSizeMax {
+		return nil, fault.Newf(fault.Corrupt, "pki.load", path, "the file is too large")
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fault.New(fault.Internal, "pki.load", path, err)
+	}
+	block, _ := pem.Decode(b)
+	if block == nil || block.Type != kind {
+		return nil, fault.Newf(fault.Corrupt, "pki.load", path, "there is no %s in it", kind)
+	}
+	return block.Bytes, nil
+}
+
+func readCert(dir, name string) (*x509.Certificate, error) {
+	der, err := readPEM(dir, name, "CERTIFICATE")
+	if err != nil {
+		return nil, err
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, fault.New(fault.Corrupt, "pki.load", filepath.Join(dir, name), err)
+	}
+	return cert, nil
+}
+
+func readKey(dir, name string) (ed25519.PrivateKey, error) {
+	der, err := readPEM(dir, name, "PRIVATE KEY")
+	if err != nil {
+		return nil, err
+	}
+	return parseKey(der, filepath.Join(dir, name))
+}
+
+func parseKey(der []byte, subject string) (ed25519.PrivateKey, error) {
+	k, err := x509.ParsePKCS8PrivateKey(der)
+	if err != nil {
+		return nil, fault.New(fault.Corrupt, "pki.load", subject, err)
+	}
+	key, ok := k.(ed25519.PrivateKey)
+	if !ok {
+		return nil, fault.Newf(fault.Corrupt, "pki.load", subject, "this is not an ed25519 key")
+	}
+	return key, nil
 }

@@ -10,186 +10,286 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"time"
 
 	"github.com/gabion-storage/gabion/internal/fault"
+	"github.com/gabion-storage/gabion/internal/ident"
 )
 
-// Joining is one request and one answer over TLS 1.3 with ALPN JoinProtocol, in
-// which only the server shows a certificate: a length (u32, big-endian, at most
-// joinMax) and JSON, each way. The joining node checks that the server's chain
-// ends in the authority whose fingerprint its token carries, before it sends
-// the token.
+// ALPNJoin is the TLS protocol of the join exchange. The client shows no
+// certificate; the server is known by the authority's fingerprint in the
+// token. Each side sends one message: length u32 big endian, JSON.
+const ALPNJoin = "gabion-join/1"
+
 const (
-	// JoinProtocol is the ALPN name of the join exchange.
-	JoinProtocol = "gabion-join/1"
-	joinMax      = 1 << 20
-	joinTimeout  = 10 * time.Second
+	// JoinSizeMax bounds a join message, in bytes.
+	JoinSizeMax = 1 << 20
+	// JoinTime bounds the whole exchange.
+	JoinTime = 15 * time.Second
 )
 
-type joinRequest struct {
+// Seed is a node of the pool that a new one can turn to.
+type Seed struct {
+	ID   ident.NodeID `json:"id"`
+	Name string       `json:"name,omitempty"`
+	Addr string       `json:"addr"`
+}
+
+// JoinRequest is what a new node sends.
+type JoinRequest struct {
 	Token string `json:"token"`
-	Key   []byte `json:"key"` // ed25519 public key of the joining node
+	CSR   []byte `json:"csr"` // PKCS #10: proves that it has the key
+	Name  string `json:"name,omitempty"`
+	Addr  string `json:"addr,omitempty"` // where it will listen
 }
 
-type joinAnswer struct {
-	Kind    fault.Kind `json:"kind"`
-	Error   string     `json:"error,omitempty"`
-	Cert    []byte     `json:"cert,omitempty"`     // of the node, DER
-	PoolKey []byte     `json:"pool_key,omitempty"` // seed of the authority's key
-	State   []byte     `json:"state,omitempty"`    // the pool's state, opaque here
+type joinReply struct {
+	Error  *joinError `json:"error,omitempty"`
+	Cert   []byte     `json:"cert,omitempty"`
+	CACert []byte     `json:"ca_cert,omitempty"`
+	CAKey  []byte     `json:"ca_key,omitempty"` // all nodes are equal: any may admit
+	Nodes  []Seed     `json:"nodes,omitempty"`
 }
 
-// ServeJoin answers one join request on a connection whose handshake chose
-// JoinProtocol. state is handed to the new node as it is. The connection is closed on
-// return.
-func (a *Authority) ServeJoin(c net.Conn, now time.Time, state []byte) error {
-	defer c.Close()
-	if err := c.SetDeadline(now.Add(joinTimeout)); err != nil {
-		return err
-	}
-	var req joinRequest
-	if err := readJSON(c, &req); err != nil {
-		return err
-	}
-	ans, err := a.admit(req, now)
+type joinError struct {
+	Kind fault.Kind `json:"kind"`
+	Text string     `json:"text"`
+}
+
+// JoinConfig is the client's half.
+type JoinConfig struct {
+	Dir    string // where the identity goes: DIR/pki
+	Addr   string // a node of the pool, host:port
+	Token  string
+	Name   string
+	Listen string // the address this node will be reached at
+}
+
+// Join obtains an identity from the node at cfg.Addr, stores it durably and
+// returns it with the pool's nodes. Repeating it after a failure is safe.
+// Invalid: damaged token. Exists: already a member. Unavailable: nobody
+// answers at the address. Denied: expired token, other pool, not a node.
+func Join(ctx context.Context, cfg JoinConfig) (*Identity, []Seed, error) {
+	token, err := ParseToken(cfg.Token)
 	if err != nil {
-		ans = joinAnswer{Kind: fault.KindOf(err), Error: err.Error()}
-	} else {
-		ans.State = state
+		return nil, nil, err
 	}
-	if werr := writeJSON(c, ans); werr != nil {
-		return werr
+	if err := mustBeNew("join", cfg.Dir); err != nil {
+		return nil, nil, err
 	}
+	key, err := nodeKey(cfg.Dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
+	if err != nil {
+		return nil, nil, fault.New(fault.Internal, "join", "", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, JoinTime)
+	defer cancel()
+	req := JoinRequest{Token: token.String(), CSR: csr, Name: cfg.Name, Addr: cfg.Listen}
+	reply, err := exchange(ctx, cfg.Addr, token, req)
+	if err != nil {
+		return nil, nil, err
+	}
+	id, err := accept(token, key, reply)
+	if err != nil {
+		return nil, nil, err
+	}
+	return id, reply.Nodes, id.Save(cfg.Dir)
+}
+
+func exchange(ctx context.Context, addr string, token Token, req JoinRequest) (joinReply, error) {
+	var reply joinReply
+	raw, err := new(net.Dialer).DialContext(ctx, "tcp", addr)
+	if err != nil {
+		return reply, fault.Newf(fault.Unavailable, "join", addr,
+			"no node answers there (%w); give the address that a running node of the pool listens on", err)
+	}
+	defer raw.Close()
+	stop := context.AfterFunc(ctx, func() { raw.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	var denied error
+	conn := tls.Client(raw, &tls.Config{
+		MinVersion:         tls.VersionTLS13,
+		NextProtos:         []string{ALPNJoin},
+		InsecureSkipVerify: true, // the fingerprint in the token instead
+		VerifyConnection: func(cs tls.ConnectionState) error {
+			denied = verifyServer(addr, token, cs.PeerCertificates)
+			return denied
+		},
+	})
+	if err := conn.HandshakeContext(ctx); err != nil {
+		if denied != nil {
+			return reply, denied
+		}
+		return reply, fault.Newf(fault.Unavailable, "join", addr, "what answers there is not a gabion node, or it is shutting down: %w", err)
+	}
+	if err = writeMessage(conn, req); err == nil {
+		err = readMessage(conn, &reply)
+	}
+	if err != nil {
+		return reply, fault.Newf(fault.Unavailable, "join", addr, "the connection broke: %w; try again", err)
+	}
+	if reply.Error != nil {
+		return reply, fault.New(reply.Error.Kind, "join", addr, errors.New(reply.Error.Text))
+	}
+	return reply, nil
+}
+
+// verifyServer demands a node certificate of the authority named in the token.
+func verifyServer(addr string, token Token, chain []*x509.Certificate) error {
+	other := fault.Newf(fault.Denied, "join", addr, "the node there does not belong to the pool of the token (%s); check address and token", token.Pool.Short())
+	if len(chain) < 2 || sha256.Sum256(chain[1].Raw) != token.Fingerprint {
+		return other
+	}
+	ca, err := parseCA(chain[1], nil)
+	if err != nil || ca.Pool != token.Pool {
+		return other
+	}
+	_, err = ca.verify(chain)
 	return err
 }
 
-func (a *Authority) admit(req joinRequest, now time.Time) (joinAnswer, error) {
-	if err := a.CheckToken(req.Token, now); err != nil {
-		return joinAnswer{}, err
+// accept builds the identity from the reply, trusting nothing in it.
+func accept(token Token, key ed25519.PrivateKey, r joinReply) (*Identity, error) {
+	if sha256.Sum256(r.CACert) != token.Fingerprint {
+		return nil, fault.Newf(fault.Denied, "join", "", "the authority received is not the one in the token")
 	}
-	if len(req.Key) != ed25519.PublicKeySize {
-		return joinAnswer{}, fault.Newf(fault.Invalid, "join", "", "the key has %d bytes, not %d", len(req.Key), ed25519.PublicKeySize)
-	}
-	der, err := a.Sign(req.Key)
-	return joinAnswer{Cert: der, PoolKey: a.key.Seed()}, err
-}
-
-// Join asks the node at addr to be let into its pool. It returns the new
-// node's identity and the pool's state. Kinds: Invalid (token), Denied
-// (expired, forged, another pool's), Unavailable (nobody answers at addr).
-func Join(ctx context.Context, addr, token string) (*Identity, []byte, error) {
-	t, err := ParseToken(token)
+	caCert, err := x509.ParseCertificate(r.CACert)
 	if err != nil {
-		return nil, nil, err
+		return nil, fault.New(fault.Corrupt, "join", "ca certificate", err)
 	}
-	pub, key, err := ed25519.GenerateKey(rand.Reader)
+	caKey, err := parseKey(r.CAKey, "ca key")
 	if err != nil {
-		return nil, nil, fault.New(fault.Internal, "join", addr, err)
-	}
-	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
-	defer cancel()
-	var authority []byte
-	d := tls.Dialer{Config: &tls.Config{
-		MinVersion: tls.VersionTLS13, NextProtos: []string{JoinProtocol},
-		InsecureSkipVerify: true, // the chain is checked below, against the token's fingerprint
-		VerifyPeerCertificate: func(chain [][]byte, _ [][]*x509.Certificate) (err error) {
-			authority, err = verifyJoinChain(t, chain)
-			return err
-		},
-	}}
-	c, err := d.DialContext(ctx, "tcp", addr)
-	if err != nil {
-		var f *fault.Error
-		if errors.As(err, &f) {
-			return nil, nil, f
-		}
-		return nil, nil, fault.Newf(fault.Unavailable, "join", addr, "no gabion node answers there (%v); --join takes the --listen address of a running node", err)
-	}
-	defer c.Close()
-	if deadline, ok := ctx.Deadline(); ok {
-		if err := c.SetDeadline(deadline); err != nil {
-			return nil, nil, fault.New(fault.Internal, "join", addr, err)
-		}
-	}
-	if err := writeJSON(c, joinRequest{Token: token, Key: pub}); err != nil {
-		return nil, nil, err
-	}
-	var ans joinAnswer
-	if err := readJSON(c, &ans); err != nil {
-		return nil, nil, err
-	}
-	if ans.Error != "" {
-		return nil, nil, fault.Newf(ans.Kind, "join", addr, "refused: %s", ans.Error)
-	}
-	if len(ans.PoolKey) != ed25519.SeedSize {
-		return nil, nil, fault.Newf(fault.Invalid, "join", addr, "the answer carries no pool key")
-	}
-	a, err := parseAuthority(authority, ed25519.NewKeyFromSeed(ans.PoolKey))
-	if err != nil {
-		return nil, nil, err
-	}
-	id, err := newIdentity(a, ans.Cert, key)
-	return id, ans.State, err
-}
-
-// verifyJoinChain accepts a chain of a node's certificate and its authority's,
-// where the authority is the token's.
-func verifyJoinChain(t Token, chain [][]byte) ([]byte, error) {
-	if len(chain) != 2 {
-		return nil, fault.Newf(fault.Denied, "join", "", "the server did not show the certificate of a pool; is this the --listen address of a gabion node?")
-	}
-	if sha256.Sum256(chain[1]) != t.Fingerprint {
-		return nil, fault.Newf(fault.Denied, "join", "", "the node there belongs to another pool than the token")
-	}
-	ca, err := x509.ParseCertificate(chain[1])
-	if err != nil {
-		return nil, fault.New(fault.Denied, "join", "", err)
-	}
-	leaf, err := x509.ParseCertificate(chain[0])
-	if err != nil {
-		return nil, fault.New(fault.Denied, "join", "", err)
-	}
-	if _, err := (&Authority{Pool: t.Pool, cert: ca}).Verify(leaf); err != nil {
 		return nil, err
 	}
-	return chain[1], nil
-}
-
-// JoinCertificate is what a node shows to one that joins: its own certificate
-// and its authority's.
-func (i *Identity) JoinCertificate() tls.Certificate {
-	return tls.Certificate{Certificate: [][]byte{i.cert, i.der}, PrivateKey: i.key}
-}
-
-func writeJSON(w io.Writer, v any) error {
-	body, err := json.Marshal(v)
+	ca, err := parseCA(caCert, caKey)
 	if err != nil {
-		return fault.New(fault.Internal, "join", "", err)
+		return nil, err
 	}
-	if _, err := w.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(body))), body...)); err != nil {
-		return fault.New(fault.Unavailable, "join", "", err)
+	cert, err := x509.ParseCertificate(r.Cert)
+	if err != nil {
+		return nil, fault.New(fault.Corrupt, "join", "certificate", err)
 	}
-	return nil
+	return newIdentity(ca, key, cert)
 }
 
-func readJSON(r io.Reader, v any) error {
+// JoinServer is the server's half.
+type JoinServer struct {
+	Identity *Identity
+	// Nodes lists the nodes of the pool, the server included.
+	Nodes func() []Seed
+	// Admit may refuse a node whose token is good; nil admits. It sees the
+	// request before a certificate is made.
+	Admit func(ctx context.Context, node ident.NodeID, req JoinRequest) error
+	// Now is the clock for tokens; nil means time.Now.
+	Now func() time.Time
+}
+
+// Serve carries out one exchange on conn, whose TLS handshake has been done
+// with ALPNJoin, within JoinTime or ctx. It does not close conn. It returns
+// the node that was admitted, or why none was.
+func (s *JoinServer) Serve(ctx context.Context, conn net.Conn) (ident.NodeID, JoinRequest, error) {
+	ctx, cancel := context.WithTimeout(ctx, JoinTime)
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	var req JoinRequest
+	if err := readMessage(conn, &req); err != nil {
+		return ident.NodeID{}, req, fault.New(fault.Invalid, "join", "", err)
+	}
+	node, reply, err := s.answer(ctx, req)
+	if err != nil {
+		reply = joinReply{Error: &joinError{fault.KindOf(err), reason(err)}}
+	}
+	if werr := writeMessage(conn, reply); err == nil && werr != nil {
+		err = fault.New(fault.Unavailable, "join", node.Short(), werr)
+	}
+	return node, req, err
+}
+
+func reason(err error) string {
+	var e *fault.Error
+	if errors.As(err, &e) && e.Err != nil {
+		return e.Err.Error()
+	}
+	return err.Error()
+}
+
+func (s *JoinServer) answer(ctx context.Context, req JoinRequest) (ident.NodeID, joinReply, error) {
+	var node ident.NodeID
+	token, err := ParseToken(req.Token)
+	if err != nil {
+		return node, joinReply{}, err
+	}
+	now := time.Now
+	if s.Now != nil {
+		now = s.Now
+	}
+	ca := s.Identity.CA
+	if err := ca.Verify(token, now()); err != nil {
+		return node, joinReply{}, err
+	}
+	csr, err := x509.ParseCertificateRequest(req.CSR)
+	if err == nil {
+		err = csr.CheckSignature()
+	}
+	if err != nil {
+		return node, joinReply{}, fault.New(fault.Invalid, "join", "request", err)
+	}
+	pub, ok := csr.PublicKey.(ed25519.PublicKey)
+	if !ok {
+		return node, joinReply{}, fault.Newf(fault.Invalid, "join", "request", "the key is not an ed25519 key")
+	}
+	node = NodeOf(pub)
+	if s.Admit != nil {
+		if err := s.Admit(ctx, node, req); err != nil {
+			return node, joinReply{}, err
+		}
+	}
+	cert, err := ca.Issue(pub)
+	if err != nil {
+		return node, joinReply{}, err
+	}
+	caKey, err := x509.MarshalPKCS8PrivateKey(ca.Key)
+	if err != nil {
+		return node, joinReply{}, fault.New(fault.Internal, "join", "", err)
+	}
+	r := joinReply{Cert: cert.Raw, CACert: ca.Cert.Raw, CAKey: caKey}
+	if s.Nodes != nil {
+		r.Nodes = s.Nodes()
+	}
+	return node, r, nil
+}
+
+func writeMessage(w io.Writer, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	if len(b) > JoinSizeMax {
+		return fmt.Errorf("a join message of %d bytes is too long", len(b))
+	}
+	_, err = w.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(b))), b...))
+	return err
+}
+
+func readMessage(r io.Reader, v any) error {
 	var head [4]byte
 	if _, err := io.ReadFull(r, head[:]); err != nil {
-		return fault.New(fault.Unavailable, "join", "", err)
+		return err
 	}
 	n := binary.BigEndian.Uint32(head[:])
-	if n > joinMax {
-		return fault.Newf(fault.Invalid, "join", "", "message of %d bytes; at most %d are allowed", n, joinMax)
+	if n > JoinSizeMax {
+		return fmt.Errorf("a join message of %d bytes is too long", n)
 	}
-	body := make([]byte, n)
-	if _, err := io.ReadFull(r, body); err != nil {
-		return fault.New(fault.Unavailable, "join", "", err)
+	b := make([]byte, n)
+	if _, err := io.ReadFull(r, b); err != nil {
+		return err
 	}
-	if err := json.Unmarshal(body, v); err != nil {
-		return fault.New(fault.Invalid, "join", "", err)
-	}
-	return nil
+	return json.Unmarshal(b, v)
 }

@@ -1,10 +1,14 @@
-// Package pki is who belongs to a pool: the pool's own certificate authority,
-// the certificates of its nodes, and the tokens that let a node in. Every node
-// has the authority's key, because all nodes are equal: any of them can admit
-// another.
+// Package pki is who may talk: the pool's certificate authority, the
+// certificates of its nodes, the tokens that let a new node in, and the
+// exchange in which it gets its certificate.
+//
+// Every node holds the authority's key, so that any of them can admit another.
+// Certificates carry no meaningful dates: a node with a wrong clock must come
+// back after a power cut. Only tokens expire.
 package pki
 
 import (
+	"bytes"
 	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/sha256"
@@ -19,172 +23,197 @@ import (
 	"github.com/gabion-storage/gabion/internal/ident"
 )
 
-// validity of all certificates. Membership ends by the pool's decision, not by
-// a date: a clock that is wrong must never stop a database.
+// Certificates are valid as long as X.509 can say (RFC 5280, 4.1.2.5).
 var (
-	notBefore = time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC)
-	notAfter  = time.Date(2099, 12, 31, 0, 0, 0, 0, time.UTC)
+	notBefore = time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)
+	notAfter  = time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC)
 )
 
-// Authority is a pool's certificate authority.
-type Authority struct {
+// CA is a pool's certificate authority. Immutable.
+type CA struct {
 	Pool ident.PoolID
-	der  []byte
-	cert *x509.Certificate
-	key  ed25519.PrivateKey
+	Cert *x509.Certificate
+	Key  ed25519.PrivateKey
 }
 
-// NewAuthority makes a new pool.
-func NewAuthority() (*Authority, error) {
-	pub, key, err := ed25519.GenerateKey(rand.Reader)
-	if err != nil {
-		return nil, fault.New(fault.Internal, "pki.new", "", err)
-	}
-	id := ident.NewPool()
-	t := &x509.Certificate{
-		SerialNumber: serial(), Subject: pkix.Name{CommonName: "gabion pool " + id.String()},
-		NotBefore: notBefore, NotAfter: notAfter, IsCA: true, BasicConstraintsValid: true, MaxPathLenZero: true,
-		KeyUsage: x509.KeyUsageCertSign, URIs: []*url.URL{poolURI(id)},
-	}
-	der, err := x509.CreateCertificate(rand.Reader, t, t, pub, key)
-	if err != nil {
-		return nil, fault.New(fault.Internal, "pki.new", "", err)
-	}
-	return parseAuthority(der, key)
+// Identity is what a node proves itself with. Immutable.
+type Identity struct {
+	CA   *CA
+	Node ident.NodeID
+	Key  ed25519.PrivateKey
+	Cert *x509.Certificate
 }
 
-func parseAuthority(der []byte, key ed25519.PrivateKey) (*Authority, error) {
-	bad := func(why string) (*Authority, error) {
-		return nil, fault.Newf(fault.Corrupt, "pki.authority", "", "the pool's certificate %s", why)
-	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		return bad("is damaged: " + err.Error())
-	}
-	pub, ok := cert.PublicKey.(ed25519.PublicKey)
-	if !ok || !cert.IsCA {
-		return bad("is not an authority's")
-	}
-	if len(key) != ed25519.PrivateKeySize || !pub.Equal(key.Public()) {
-		return bad("does not belong to the pool's key")
-	}
-	id, ok := poolOf(cert)
-	if !ok {
-		return bad("names no pool")
-	}
-	return &Authority{Pool: id, der: der, cert: cert, key: key}, nil
-}
-
-func serial() *big.Int {
-	var b [16]byte
-	if _, err := rand.Read(b[:]); err != nil {
-		panic("pki: no randomness: " + err.Error())
-	}
-	b[0] &= 0x7f
-	return new(big.Int).SetBytes(b[:])
-}
-
-func poolURI(id ident.PoolID) *url.URL { return &url.URL{Scheme: "gabion", Host: id.String()} }
-
-func nodeURI(p ident.PoolID, n ident.NodeID) *url.URL {
-	return &url.URL{Scheme: "gabion", Host: p.String(), Path: "/" + n.String()}
-}
-
-// poolOf reads the pool that a certificate names.
-func poolOf(c *x509.Certificate) (ident.PoolID, bool) {
-	var id ident.PoolID
-	if len(c.URIs) != 1 || c.URIs[0].Scheme != "gabion" {
-		return id, false
-	}
-	return id, id.UnmarshalText([]byte(c.URIs[0].Host)) == nil
-}
-
-// NodeID is the identity that belongs to a public key.
-func NodeID(pub ed25519.PublicKey) ident.NodeID {
+// NodeOf is the identity that belongs to a public key: the first 16 bytes of
+// its SHA-256.
+func NodeOf(pub ed25519.PublicKey) ident.NodeID {
 	sum := sha256.Sum256(pub)
 	return ident.NodeID(sum[:16])
 }
 
-// Sign issues the certificate of the node with key pub.
-func (a *Authority) Sign(pub ed25519.PublicKey) ([]byte, error) {
-	id := NodeID(pub)
-	t := &x509.Certificate{
-		SerialNumber: serial(), Subject: pkix.Name{CommonName: "gabion node " + id.String()},
-		NotBefore: notBefore, NotAfter: notAfter, KeyUsage: x509.KeyUsageDigitalSignature,
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-		URIs:        []*url.URL{nodeURI(a.Pool, id)},
-	}
-	der, err := x509.CreateCertificate(rand.Reader, t, a.cert, pub, a.key)
-	if err != nil {
-		return nil, fault.New(fault.Internal, "pki.sign", id.Short(), err)
-	}
-	return der, nil
-}
-
-// Identity is what a node is: its key, its certificate, and its pool.
-type Identity struct {
-	*Authority
-	Node ident.NodeID
-	cert []byte
-	key  ed25519.PrivateKey
-}
-
-// NewIdentity makes the first node of a new pool.
-func NewIdentity(a *Authority) (*Identity, error) {
-	pub, key, err := ed25519.GenerateKey(rand.Reader)
+// NewCA makes the authority of a new pool.
+func NewCA(pool ident.PoolID) (*CA, error) {
+	_, key, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
 		return nil, fault.New(fault.Internal, "pki.new", "", err)
 	}
-	der, err := a.Sign(pub)
+	tmpl := template(pool, "gabion pool "+pool.Short())
+	tmpl.URIs = []*url.URL{{Scheme: "gabion", Host: pool.String()}}
+	tmpl.IsCA, tmpl.BasicConstraintsValid = true, true
+	tmpl.KeyUsage = x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature
+	cert, err := sign(tmpl, tmpl, key.Public().(ed25519.PublicKey), key)
 	if err != nil {
 		return nil, err
 	}
-	return newIdentity(a, der, key)
+	return &CA{Pool: pool, Cert: cert, Key: key}, nil
 }
 
-func newIdentity(a *Authority, der []byte, key ed25519.PrivateKey) (*Identity, error) {
+func template(pool ident.PoolID, name string) *x509.Certificate {
+	var serial [16]byte
+	if _, err := rand.Read(serial[:]); err != nil {
+		panic("pki: no randomness: " + err.Error())
+	}
+	serial[0] &= 0x7f // positive
+	return &x509.Certificate{
+		SerialNumber: new(big.Int).SetBytes(serial[:]),
+		Subject:      pkix.Name{Organization: []string{pool.String()}, CommonName: name},
+		NotBefore:    notBefore,
+		NotAfter:     notAfter,
+	}
+}
+
+func sign(t, parent *x509.Certificate, pub ed25519.PublicKey, key ed25519.PrivateKey) (*x509.Certificate, error) {
+	der, err := x509.CreateCertificate(rand.Reader, t, parent, pub, key)
+	if err != nil {
+		return nil, fault.New(fault.Internal, "pki.sign", "", err)
+	}
 	cert, err := x509.ParseCertificate(der)
 	if err != nil {
-		return nil, fault.New(fault.Corrupt, "pki.identity", "", err)
+		return nil, fault.New(fault.Internal, "pki.sign", "", err)
 	}
-	id, err := a.Verify(cert)
+	return cert, nil
+}
+
+// Issue certifies the node that has the private key of pub.
+func (ca *CA) Issue(pub ed25519.PublicKey) (*x509.Certificate, error) {
+	node := NodeOf(pub)
+	t := template(ca.Pool, "gabion node "+node.Short())
+	t.URIs = []*url.URL{nodeURI(ca.Pool, node)}
+	t.BasicConstraintsValid = true
+	t.KeyUsage = x509.KeyUsageDigitalSignature
+	t.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
+	return sign(t, ca.Cert, pub, ca.Key)
+}
+
+// NewIdentity makes a key and certifies it.
+func (ca *CA) NewIdentity() (*Identity, error) {
+	_, key, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		return nil, fault.New(fault.Internal, "pki.new", "", err)
+	}
+	cert, err := ca.Issue(key.Public().(ed25519.PublicKey))
 	if err != nil {
 		return nil, err
 	}
-	if len(key) != ed25519.PrivateKeySize || id != NodeID(key.Public().(ed25519.PublicKey)) {
-		return nil, fault.Newf(fault.Corrupt, "pki.identity", "", "the node's certificate does not belong to its key")
-	}
-	return &Identity{Authority: a, Node: id, cert: der, key: key}, nil
+	return newIdentity(ca, key, cert)
 }
 
-// Verify checks that a peer's certificate is one of this pool and returns the
-// node it belongs to. Denied: another pool's, or nobody's.
-func (a *Authority) Verify(cert *x509.Certificate) (ident.NodeID, error) {
-	const op = "pki.verify"
-	pub, ok := cert.PublicKey.(ed25519.PublicKey)
-	if !ok {
-		return ident.NodeID{}, fault.Newf(fault.Denied, op, "", "not the certificate of a gabion node")
+// newIdentity checks that the parts belong together.
+func newIdentity(ca *CA, key ed25519.PrivateKey, cert *x509.Certificate) (*Identity, error) {
+	node := NodeOf(key.Public().(ed25519.PublicKey))
+	id := &Identity{CA: ca, Node: node, Key: key, Cert: cert}
+	got, err := id.VerifyPeer([]*x509.Certificate{cert})
+	if err != nil {
+		return nil, err
 	}
-	id := NodeID(pub)
-	if err := cert.CheckSignatureFrom(a.cert); err != nil {
-		if p, ok := poolOf(cert); ok && p != a.Pool {
-			return id, fault.Newf(fault.Denied, op, id.Short(), "it belongs to pool %s, this is pool %s", p.Short(), a.Pool.Short())
-		}
-		return id, fault.Newf(fault.Denied, op, id.Short(), "its certificate was not issued by this pool")
-	}
-	if len(cert.URIs) != 1 || cert.URIs[0].String() != nodeURI(a.Pool, id).String() {
-		return id, fault.Newf(fault.Denied, op, id.Short(), "its certificate does not name it as a node of this pool")
+	if got != node {
+		return nil, fault.Newf(fault.Corrupt, "pki.load", node.Short(), "the certificate is for another key (node %s)", got.Short())
 	}
 	return id, nil
 }
 
-// TLSCertificate is what the node shows in a handshake.
-func (i *Identity) TLSCertificate() tls.Certificate {
-	return tls.Certificate{Certificate: [][]byte{i.cert}, PrivateKey: i.key}
+// nodeURI is the name a certificate carries: gabion://POOL/NODE.
+func nodeURI(pool ident.PoolID, node ident.NodeID) *url.URL {
+	return &url.URL{Scheme: "gabion", Host: pool.String(), Path: "/" + node.String()}
 }
 
-// Fingerprint is SHA-256 of the authority's certificate, as tokens carry it.
-func (a *Authority) Fingerprint() [32]byte { return sha256.Sum256(a.der) }
+// Pool is the pool that the node belongs to.
+func (id *Identity) Pool() ident.PoolID { return id.CA.Pool }
 
-// CertificateDER is the authority's certificate.
-func (a *Authority) CertificateDER() []byte { return a.der }
+// TLS returns a fresh configuration with the node's certificate, for mutual
+// TLS 1.3. The caller adds the protocols and must call VerifyPeer in
+// VerifyConnection: the standard verification is off because nodes are known
+// by their key, not by a host name.
+func (id *Identity) TLS() *tls.Config {
+	return &tls.Config{
+		MinVersion: tls.VersionTLS13,
+		Certificates: []tls.Certificate{{
+			Certificate: [][]byte{id.Cert.Raw, id.CA.Cert.Raw},
+			PrivateKey:  id.Key,
+			Leaf:        id.Cert,
+		}},
+		InsecureSkipVerify:          true, // VerifyPeer instead
+		SessionTicketsDisabled:      true,
+		DynamicRecordSizingDisabled: true,
+	}
+}
+
+// VerifyPeer returns the node that the chain's first certificate belongs to.
+// Denied, with the reason: it is not signed by this pool's authority, names
+// another pool, or is not a node's.
+func (id *Identity) VerifyPeer(chain []*x509.Certificate) (ident.NodeID, error) {
+	return id.CA.verify(chain)
+}
+
+func (ca *CA) verify(chain []*x509.Certificate) (ident.NodeID, error) {
+	deny := func(reason string) (ident.NodeID, error) {
+		return ident.NodeID{}, fault.Newf(fault.Denied, "pki.verify", "", "%s", reason)
+	}
+	if len(chain) == 0 {
+		return deny("the peer shows no certificate")
+	}
+	leaf := chain[0]
+	pub, ok := leaf.PublicKey.(ed25519.PublicKey)
+	if !ok {
+		return deny("the peer's key is not an ed25519 key")
+	}
+	node := NodeOf(pub)
+	if len(leaf.URIs) != 1 || leaf.URIs[0].Scheme != "gabion" {
+		return deny("the peer's certificate is not one of gabion")
+	}
+	if leaf.URIs[0].Host != ca.Pool.String() {
+		return deny("the peer belongs to another pool: " + leaf.URIs[0].Host)
+	}
+	if leaf.IsCA || leaf.URIs[0].Path != "/"+node.String() {
+		return deny("the peer's certificate is not that of its key")
+	}
+	if err := leaf.CheckSignatureFrom(ca.Cert); err != nil {
+		return deny("the peer's certificate is not signed by this pool's authority: " + err.Error())
+	}
+	return node, nil
+}
+
+// parseCA checks and joins the parts of an authority. key may be nil.
+func parseCA(cert *x509.Certificate, key ed25519.PrivateKey) (*CA, error) {
+	bad := func(reason string) (*CA, error) {
+		return nil, fault.Newf(fault.Corrupt, "pki.load", "ca", "%s", reason)
+	}
+	pub, ok := cert.PublicKey.(ed25519.PublicKey)
+	if !ok || !cert.IsCA || len(cert.URIs) != 1 || cert.URIs[0].Scheme != "gabion" {
+		return bad("this is not the certificate of a gabion pool")
+	}
+	var pool ident.PoolID
+	if err := pool.UnmarshalText([]byte(cert.URIs[0].Host)); err != nil {
+		return bad("the certificate names no pool: " + err.Error())
+	}
+	if err := cert.CheckSignatureFrom(cert); err != nil {
+		return bad("the certificate is not signed by itself: " + err.Error())
+	}
+	if key != nil && !bytes.Equal(pub, key.Public().(ed25519.PublicKey)) {
+		return bad("key and certificate do not belong together")
+	}
+	return &CA{Pool: pool, Cert: cert, Key: key}, nil
+}
+
+// Fingerprint is the SHA-256 of the authority's certificate.
+func (ca *CA) Fingerprint() [32]byte { return sha256.Sum256(ca.Cert.Raw) }

@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/binary"
+	"hash/crc32"
 	"strings"
 	"time"
 
@@ -14,112 +15,109 @@ import (
 	"github.com/gabion-storage/gabion/internal/ident"
 )
 
-// A token is base64url, without padding, of
+// Token layout, big endian, then base64url without padding:
 //
-//	offset size
-//	0      1    version 1
-//	1      16   pool id
-//	17     32   SHA-256 of the authority's certificate
-//	49     8    expiry, Unix seconds, big-endian
-//	57     16   nonce
-//	73     32   HMAC-SHA256 of bytes 0..72
-//
-// The HMAC key is derived from the authority's key, so every node can check
-// the tokens of every other and none is stored anywhere. The fingerprint lets
-// the joining node know the pool before it says anything secret.
+//	0    version u8 = 1
+//	1    pool id [16]
+//	17   SHA-256 of the authority's certificate [32]
+//	49   expiry u64, Unix seconds
+//	57   nonce [16]
+//	73   HMAC-SHA256 over [0,73) [32]
+//	105  CRC32C over [0,105) u32: tells a damaged token from a foreign one
 const (
 	tokenVersion = 1
-	tokenBody    = 73
-	tokenSize    = tokenBody + sha256.Size
-	tokenTextMax = 512
-	// TokenTTLMax bounds how long a token may live.
-	TokenTTLMax = 30 * 24 * time.Hour
+	tokenSigned  = 73
+	tokenSize    = 109
 )
 
-// Token is a decoded token. Its seal can only be checked by a node of the pool.
+// TokenLife is how long a token is good for unless said otherwise.
+const TokenLife = 24 * time.Hour
+
+// Token lets a node join a pool. Whoever has it, and it alone, can obtain a
+// certificate until it expires.
 type Token struct {
 	Pool        ident.PoolID
-	Fingerprint [32]byte
-	Expires     time.Time
-	raw         [tokenSize]byte
+	Fingerprint [32]byte // of the authority's certificate
+	Expiry      time.Time
+	Nonce       [16]byte
+	MAC         [32]byte
 }
 
-func (a *Authority) tokenKey() ([]byte, error) {
-	return hkdf.Key(sha256.New, a.key.Seed(), nil, "gabion join token", 32)
-}
+var crcTable = crc32.MakeTable(crc32.Castagnoli)
 
-func (a *Authority) seal(body []byte) ([]byte, error) {
-	key, err := a.tokenKey()
-	if err != nil {
-		return nil, fault.New(fault.Internal, "pki.token", "", err)
-	}
-	m := hmac.New(sha256.New, key)
-	m.Write(body)
-	return m.Sum(nil), nil
-}
-
-// MintToken makes a token that lets nodes join until now+ttl. Invalid: ttl is
-// not positive or above TokenTTLMax.
-func (a *Authority) MintToken(now time.Time, ttl time.Duration) (string, error) {
-	if ttl <= 0 || ttl > TokenTTLMax {
-		return "", fault.Newf(fault.Invalid, "pool token", ttl.String(), "a token can live up to %s", TokenTTLMax)
-	}
-	b := make([]byte, tokenBody, tokenSize)
-	b[0] = tokenVersion
-	copy(b[1:], a.Pool[:])
-	fp := a.Fingerprint()
-	copy(b[17:], fp[:])
-	binary.BigEndian.PutUint64(b[49:], uint64(now.Add(ttl).Unix()))
-	if _, err := rand.Read(b[57:73]); err != nil {
-		return "", fault.New(fault.Internal, "pool token", "", err)
-	}
-	mac, err := a.seal(b)
-	if err != nil {
-		return "", err
-	}
-	return base64.RawURLEncoding.EncodeToString(append(b, mac...)), nil
-}
-
-// ParseToken reads the text of a token. Invalid: not a token, or cut short.
+// ParseToken reads the text form. Invalid: damaged, cut off, or no token.
 func ParseToken(text string) (Token, error) {
-	bad := func(why string) (Token, error) {
-		return Token{}, fault.Newf(fault.Invalid, "join", "", "the token %s; get a new one with: gabion pool token", why)
+	var t Token
+	bad := func(reason string) (Token, error) {
+		return t, fault.Newf(fault.Invalid, "token", "", "the token is damaged (%s); copy it again, whole and on one line", reason)
 	}
-	text = strings.TrimSpace(text)
-	if len(text) > tokenTextMax {
-		return bad("is too long")
-	}
-	raw, err := base64.RawURLEncoding.Strict().DecodeString(text)
+	b, err := base64.RawURLEncoding.Strict().DecodeString(strings.TrimSpace(text))
 	if err != nil {
-		return bad("is damaged")
+		return bad("not base64url")
 	}
-	if len(raw) != tokenSize || raw[0] != tokenVersion {
-		return bad("is damaged or of another version")
+	if len(b) != tokenSize {
+		return bad("wrong length")
 	}
-	t := Token{Pool: ident.PoolID(raw[1:17]), Fingerprint: [32]byte(raw[17:49]), raw: [tokenSize]byte(raw)}
-	t.Expires = time.Unix(int64(binary.BigEndian.Uint64(raw[49:])&(1<<62-1)), 0)
+	if crc32.Checksum(b[:tokenSize-4], crcTable) != binary.BigEndian.Uint32(b[tokenSize-4:]) {
+		return bad("wrong checksum")
+	}
+	if b[0] != tokenVersion {
+		return t, fault.Newf(fault.Invalid, "token", "", "version %d of tokens is not known here; update gabion on this machine", b[0])
+	}
+	copy(t.Pool[:], b[1:])
+	copy(t.Fingerprint[:], b[17:])
+	t.Expiry = time.Unix(int64(binary.BigEndian.Uint64(b[49:])), 0)
+	copy(t.Nonce[:], b[57:])
+	copy(t.MAC[:], b[73:])
 	return t, nil
 }
 
-// CheckToken tells whether a token lets a node into this pool now. Denied:
-// another pool's, expired or forged.
-func (a *Authority) CheckToken(text string, now time.Time) error {
-	t, err := ParseToken(text)
-	if err != nil {
-		return err
+func (t Token) signed() []byte {
+	b := make([]byte, 0, tokenSize)
+	b = append(b, tokenVersion)
+	b = append(b, t.Pool[:]...)
+	b = append(b, t.Fingerprint[:]...)
+	b = binary.BigEndian.AppendUint64(b, uint64(t.Expiry.Unix()))
+	return append(b, t.Nonce[:]...)
+}
+
+// String is the text form.
+func (t Token) String() string {
+	b := append(t.signed(), t.MAC[:]...)
+	b = binary.BigEndian.AppendUint32(b, crc32.Checksum(b, crcTable))
+	return base64.RawURLEncoding.EncodeToString(b)
+}
+
+// Mint makes a token that is good for life from now.
+func (ca *CA) Mint(now time.Time, life time.Duration) Token {
+	t := Token{Pool: ca.Pool, Fingerprint: ca.Fingerprint(), Expiry: now.Add(life).Truncate(time.Second)}
+	if _, err := rand.Read(t.Nonce[:]); err != nil {
+		panic("pki: no randomness: " + err.Error())
 	}
-	if t.Pool != a.Pool {
-		return fault.Newf(fault.Denied, "join", "", "the token is for pool %s, this node is of pool %s", t.Pool.Short(), a.Pool.Short())
-	}
-	mac, err := a.seal(t.raw[:tokenBody])
-	if err != nil {
-		return err
-	}
-	if !hmac.Equal(mac, t.raw[tokenBody:]) {
-		return fault.Newf(fault.Denied, "join", "", "the token is not genuine")
-	}
-	if !now.Before(t.Expires) {
-		return fault.Newf(fault.Denied, "join", "", "the token expired at %s; get a new one with: gabion pool token", t.Expires.UTC().Format(time.RFC3339))
+	copy(t.MAC[:], ca.tokenMAC(t))
+	return t
+}
+
+// Verify tells whether this authority minted t and it is still good. Denied,
+// with the reason.
+func (ca *CA) Verify(t Token, now time.Time) error {
+	switch {
+	case t.Pool != ca.Pool || t.Fingerprint != ca.Fingerprint():
+		return fault.Newf(fault.Denied, "token", "", "the token is for pool %s, this is pool %s", t.Pool.Short(), ca.Pool.Short())
+	case !hmac.Equal(t.MAC[:], ca.tokenMAC(t)):
+		return fault.Newf(fault.Denied, "token", "", "the token was not made by this pool")
+	case !now.Before(t.Expiry):
+		return fault.Newf(fault.Denied, "token", "", "the token expired at %s; make a new one with: gabion pool token", t.Expiry.UTC().Format(time.RFC3339))
 	}
 	return nil
+}
+
+func (ca *CA) tokenMAC(t Token) []byte {
+	key, err := hkdf.Key(sha256.New, ca.Key.Seed(), ca.Pool[:], "gabion join token", 32)
+	if err != nil {
+		panic("pki: " + err.Error()) // only for impossible lengths
+	}
+	m := hmac.New(sha256.New, key)
+	m.Write(t.signed())
+	return m.Sum(nil)
 }
