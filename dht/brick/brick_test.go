@@ -155,3 +155,15 @@ func TestReopenKeepsEverything(t *testing.T) {
 		}
 	})
 }
+
+var testVolume = ident.VolumeID{7}
+
+func rngOf(seed int64) *rand.Rand { return rand.New(rand.NewSource(seed)) }
+
+func addrs(xs ...Extent) []ident.Addr {
+	as := make([]ident.Addr, len(xs))
+	for i := range xs {
+		as[i] = xs[i].Addr
+	}
+	return as
+}

@@ -63,7 +63,7 @@ type core struct {
 	once   sync.Once
 	broken atomic.Pointer[fault.Error]
 	closed atomic.Bool // Close is over: errors that follow say nothing about the disk
-	wake   []func() // lets waiters notice that the brick is broken; set before use
+	wake   []func()    // lets waiters notice that the brick is broken; set before use
 }
 
 // fail declares the brick broken because of err and returns the error that all

@@ -150,6 +150,7 @@ func (s *extents) tidy() error {
 // gaps, since a reopened segment is never appended to.
 func (s *extents) reclaim(found []gapsOf) {
 	defer s.running.Done()
+	defer close(s.reclaimed)
 	for _, g := range found {
 		if s.ending.Load() {
 			return // what is left stays marked

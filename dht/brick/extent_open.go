@@ -17,7 +17,8 @@ type gapsOf struct {
 
 func newExtents(c *core, segSize, reserve int64) *extents {
 	s := &extents{core: c, segSize: segSize, reserve: reserve, table: newTable(), segments: newSegments(c),
-		index: &indexLog{core: c, ahead: indexAhead, slack: indexSlack}, pending: map[ident.Addr]*request{}}
+		index: &indexLog{core: c, ahead: indexAhead, slack: indexSlack}, pending: map[ident.Addr]*request{},
+		reclaimed: make(chan struct{})}
 	s.queue.wake = make(chan struct{}, 1)
 	return s
 }

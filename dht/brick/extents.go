@@ -43,6 +43,8 @@ type extents struct {
 	queue    requestQueue
 	noHoles  sync.Once
 	running  sync.WaitGroup
+	// reclaimed is closed when the gaps found at open are punched.
+	reclaimed chan struct{}
 }
 
 // place is the room reserved for one extent.

@@ -204,7 +204,7 @@ func (x *indexLog) open(fn func(op *indexOp)) error {
 		return err
 	}
 	if len(gens) == 0 {
-		return fault.Newf(fault.Corrupt, "brick.open", "index", "the index of the extents was removed")
+		return fault.Newf(fault.Corrupt, "brick.open", indexName(1), "the index of the extents was removed")
 	}
 	x.gen = gens[len(gens)-1]
 	x.name, x.seed = indexName(x.gen), frameSeed(x.id, x.gen)

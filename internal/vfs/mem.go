@@ -120,6 +120,19 @@ func (m *Mem) Used() int64 {
 	return m.used
 }
 
+// Allocated is the number of bytes, in whole pages, of the files whose names
+// begin with prefix.
+func (m *Mem) Allocated(prefix string) (n int64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for name, f := range m.now.files {
+		if strings.HasPrefix(name, prefix) {
+			n += int64(len(f.pages)) * pageSize
+		}
+	}
+	return n
+}
+
 // FlipBit is bit rot: it inverts one bit of the byte at off of the named file.
 func (m *Mem) FlipBit(name string, off int64) error {
 	m.mu.Lock()
