@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -282,6 +283,9 @@ func unfoot(b []byte) []byte { return b[:len(b)-4] }
 func FuzzSnapshot(f *testing.F) {
 	f.Add(unfoot(goldenTx().Snapshot()))
 	f.Add(unfoot(NewTable().Snapshot()))
+	padded := slices.Insert(bytes.Clone(unfoot(goldenTx().t.Snapshot())), tableHead+1, 0)
+	padded[tableHead] |= 0x80 // the first number with a byte more than it needs
+	f.Add(padded)
 	f.Fuzz(func(t *testing.T, b []byte) {
 		b = refoot(b)
 		tab, err := LoadTable(b)

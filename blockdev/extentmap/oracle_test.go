@@ -275,6 +275,41 @@ func TestUpdateAgreesWithFlatArray(t *testing.T) {
 	}
 }
 
+// The borders of pages, at which a subtree is dropped or only cut, and moves of
+// a page whose first child is not there.
+func TestUpdateAtTheEdges(t *testing.T) {
+	fill := func(m *model, level int) {
+		var changes []Change
+		for b := uint64(0); b < 3*Fanout; b++ {
+			changes = append(changes, Change{b, m.ptr()})
+		}
+		last := span(level) - 1
+		m.update(level, nil, append(changes, Change{last - 1, m.ptr()}, Change{last, m.ptr()}), nil)
+	}
+	end := span(1)
+	for _, zeros := range [][]Range{
+		{{0, Fanout}}, {{0, Fanout - 1}}, {{1, Fanout}}, {{1, Fanout - 1}},
+		{{0, Fanout + 1}}, {{Fanout - 1, 2*Fanout + 1}}, {{0, 1}, {1, Fanout}}, {{0, 1}, {1, 2*Fanout - 1}},
+		{{0, end}}, {{0, end - 1}}, {{1, end}}, {{3 * Fanout, end}}, {{end - 1, end}}, {{0, 3 * Fanout}},
+	} {
+		m := newModel(t)
+		fill(m, 1)
+		m.update(1, zeros, nil, nil)
+		m = newModel(t)
+		fill(m, 1)
+		m.update(2, zeros, []Change{{0, m.ptr()}, {Fanout, m.blocks[Fanout]}, {end - 1, Ptr{}}, {end, m.ptr()}}, nil)
+	}
+	m := newModel(t)
+	m.update(2, nil, []Change{{5 * Fanout, m.ptr()}, {end, m.ptr()}}, nil)
+	m.update(2, nil, nil, []Owner{PageOwner(0, 0), PageOwner(1, 0)})
+	m.update(2, nil, nil, []Owner{PageOwner(0, 0), PageOwner(2, 0), PageOwner(0, Fanout)})
+	m.update(3, nil, nil, []Owner{PageOwner(0, 0), PageOwner(3, 0), PageOwner(2, 0)})
+	m.update(3, []Range{{0, span(3)}}, nil, []Owner{PageOwner(2, 0)})
+	if !m.root.Ptr.IsHole() {
+		t.Error("an empty map has a page")
+	}
+}
+
 // A failed Update leaves the old map whole, whichever call fails.
 func TestFailedUpdateLeavesTheMap(t *testing.T) {
 	rng := rand.New(rand.NewPCG(3, 3))

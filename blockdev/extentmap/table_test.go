@@ -244,6 +244,65 @@ func panics(f func()) (did bool) {
 	return false
 }
 
+// A chunk whose extents only count down, and which is joined with the next one
+// in the same change, has the new counts.
+func TestJoinedChunksKeepTheirCounts(t *testing.T) {
+	tab, c := NewTable(), counts{}
+	tx := tab.Begin()
+	for n := uint64(1); n <= 2*ChunkExtents; n++ {
+		c[n] = newExtent(n, 10, 10)
+		tx.Add(c[n])
+	}
+	tx.Commit()
+	kill := func(tx *Tx, from, to uint64) {
+		for n := from; n < to; n++ {
+			for range 10 {
+				tx.Free(Ptr{Ext: n, Len: 1})
+			}
+			delete(c, n)
+		}
+	}
+	tx = tab.Begin()
+	kill(tx, 10, ChunkExtents+1)
+	tx.Commit()
+	c.check(t, tab, 2*ChunkExtents+1)
+	tx = tab.Begin()
+	e := c[3]
+	tx.Free(Ptr{Ext: 3, Len: 1})
+	e.Live--
+	c[3] = e
+	kill(tx, ChunkExtents+10, 2*ChunkExtents)
+	tx.Commit()
+	c.check(t, tab, 2*ChunkExtents+1)
+	if len(tab.chunks) != 1 {
+		t.Errorf("%d chunks are not joined", len(tab.chunks))
+	}
+}
+
+// A change of nothing may be stored or not.
+func TestEmptyTxLeavesNoTrace(t *testing.T) {
+	base := goldenTx()
+	base.Commit()
+	tab := base.t
+	before := tab.Snapshot()
+	tx := tab.Begin()
+	tx.Add(newExtent(1000, 4, 0))
+	empty, after := tx.Delta(), tx.Snapshot()
+	tx.Commit()
+	if !bytes.Equal(before, after) || !bytes.Equal(before, tab.Snapshot()) {
+		t.Error("the snapshot changed")
+	}
+	tx = tab.Begin()
+	tx.Free(Ptr{Ext: 1, Len: 1})
+	delta := tx.Delta()
+	for _, deltas := range [][][]byte{{delta}, {empty, delta}, {empty, empty, delta, tx.t.Begin().Delta()}} {
+		_, err := LoadTable(before, deltas...)
+		if wrong := len(deltas) == 4; wrong != (err != nil) {
+			t.Errorf("%d deltas: %v", len(deltas), err)
+		}
+	}
+}
+
 // Readers see every extent that lives throughout while others come and go.
 func TestGetDuringCommit(t *testing.T) {
 	tab := NewTable()

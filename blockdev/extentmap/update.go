@@ -19,7 +19,8 @@ type Change struct {
 // Update makes the map that follows r: the blocks in zeros become holes, then
 // changes are applied, so that a change wins over a zero. zeros are disjoint
 // and ascending, changes strictly ascending by block, all inside a tree of
-// newLevel, which is at least r.Level.
+// newLevel, which is at least r.Level. A pointer stands for one block only: a
+// change gives a block a new pointer or the one it has.
 //
 // Every page that changes is written bottom-up with write, which returns the
 // pointer to it and must not keep pg after it returns. moved names pages, in
@@ -172,12 +173,10 @@ func (u *updater) page(level int, index uint64, old Root, w work) (Ptr, error) {
 		return old.Ptr, nil
 	}
 	base := index * span(level)
-	if z := w.zeros; len(z) > 0 && z[0].From <= base && z[0].To >= base+span(level) {
-		if err := u.drop(old); err != nil {
-			return Ptr{}, err
-		}
-		old, w.zeros, w.moved = Root{}, nil, nil
-		stored, growing = false, false
+	if z := w.zeros; len(z) > 0 && z[0].From <= base && z[0].To >= base+span(level) && len(w.changes) == 0 {
+		// With changes below it is taken page by page instead: a change may
+		// give a block the pointer it has, which must then not be freed.
+		return Ptr{}, u.drop(old)
 	}
 	if old.Ptr.IsHole() && len(w.changes) == 0 {
 		return Ptr{}, nil // nothing to zero and nothing to move
