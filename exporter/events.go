@@ -14,11 +14,9 @@ import (
 // 25 µs to about 13 s, each twice the one before.
 var durationBuckets = prometheus.ExponentialBuckets(25e-6, 2, 20)
 
-// commandNames are the labels of the NBD commands, by their number in the
-// protocol (NBD_CMD_READ = 0 and so on). DISC has no answer to time.
-var commandNames = [...]string{
-	0: "read", 1: "write", 3: "flush", 4: "trim", 5: "cache", 6: "write_zeroes", 7: "block_status",
-}
+// commandNames are the NBD commands that have an answer to time, as their labels
+// have them.
+var commandNames = [...]string{"read", "write", "flush", "trim", "write_zeroes"}
 
 // NBD counts the requests of NBD clients.
 type NBD struct {
@@ -48,10 +46,8 @@ func newNBD() *NBD {
 		}, []string{"kind"}),
 	}
 	for i, name := range commandNames {
-		if name != "" {
-			n.durationOf[i] = n.duration.WithLabelValues(name)
-			n.bytesOf[i] = n.bytes.WithLabelValues(name)
-		}
+		n.durationOf[i] = n.duration.WithLabelValues(name)
+		n.bytesOf[i] = n.bytes.WithLabelValues(name)
 	}
 	for _, k := range fault.Kinds() {
 		n.errorsOf = append(n.errorsOf, n.errors.WithLabelValues(k.String()))
@@ -59,19 +55,22 @@ func newNBD() *NBD {
 	return n
 }
 
-// Observe counts one answered request: command is its number in the NBD
-// protocol, bytes the length it named, took the time to its answer. It does
-// not allocate. Commands it does not know are not counted.
-func (n *NBD) Observe(command uint16, bytes int64, took time.Duration, err error) {
-	if int(command) >= len(commandNames) || commandNames[command] == "" {
-		return
+// Observe counts one answered request: its command as nbd.Config.Observe names
+// it, the bytes that it named, the time to its answer and its error. It does not
+// allocate. Commands it does not know are not counted.
+func (n *NBD) Observe(command string, bytes int, took time.Duration, err error) {
+	i := 0
+	for commandNames[i] != command {
+		if i++; i == len(commandNames) {
+			return
+		}
 	}
-	n.durationOf[command].Observe(took.Seconds())
+	n.durationOf[i].Observe(took.Seconds())
 	if err != nil {
 		n.errorsOf[fault.KindOf(err)].Inc()
 		return
 	}
-	n.bytesOf[command].Add(float64(bytes))
+	n.bytesOf[i].Add(float64(bytes))
 }
 
 // syncs times fdatasync by brick.

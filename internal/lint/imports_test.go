@@ -18,8 +18,8 @@ var allowed = []struct {
 	{"internal/fault", nil, ""},
 	{"internal/ident", nil, ""},
 	{"internal/vfs", []string{"internal/fault"}, ""},
-	{"internal/link", []string{"internal/fault", "internal/ident"}, ""},
-	{"internal/pki", []string{"internal/fault", "internal/ident", "internal/link"}, "joining is a message"},
+	{"internal/pki", []string{"internal/fault", "internal/ident"}, ""},
+	{"internal/link", []string{"internal/fault", "internal/ident", "internal/pki"}, "links show certificates"},
 	{"internal/control", []string{"internal/fault", "internal/ident"}, ""},
 	{"overlay/placement", []string{"internal/fault", "internal/ident"}, ""},
 	{"overlay", []string{"internal/ident", "overlay/placement"}, ""},
@@ -104,7 +104,7 @@ var external = map[string][]string{
 	"github.com/prometheus/client_golang": {"exporter"},
 	"github.com/spf13/cobra":              {"cmd/gabion"},
 	"github.com/hashicorp/raft-boltdb/v2": {"dht/brick"},
-	"go.etcd.io/bbolt":                    {"dht/brick"}, // options of the store below raft-boltdb
+	"go.etcd.io/bbolt":                    {"dht/brick"},          // options of the store below raft-boltdb
 	"github.com/klauspost/compress":       {"dht/extent", "pool"}, // the pool's state must fit into a checkpoint
 	"golang.org/x/sys":                    {"internal/vfs", "internal/link", "internal/node", "overlay/kouncil", "blockdev"},
 }
