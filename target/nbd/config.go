@@ -1,0 +1,126 @@
+// Package nbd serves target.Device over the Network Block Device protocol:
+// fixed newstyle negotiation and simple replies, on TCP and unix sockets.
+//
+// One goroutine per connection reads. It decodes requests in place, answers
+// reads that need no waiting there and then, and hands everything else to the
+// device, whose completions append replies from whichever goroutine they run
+// on. While a further whole request is already buffered the reader puts off
+// sending and kicking, so that deep queues cost one system call for many
+// requests; the last request of a burst is answered at once.
+package nbd
+
+import (
+	"log/slog"
+	"time"
+
+	"github.com/gabion-storage/gabion/internal/fault"
+	"github.com/gabion-storage/gabion/target"
+	"github.com/gabion-storage/gabion/target/nbd/proto"
+)
+
+// Limits that are the same for every server.
+const (
+	// OptionsMax bounds the options that one client may send. A client that
+	// lists a pool and then asks about each volume sends one for each.
+	OptionsMax = 4096
+	// TurnMax bounds the requests that the reader takes up before it sends
+	// what it has and kicks the device.
+	TurnMax = 64
+	// InlineMax is the longest READ that the reader tries without a goroutine, in bytes.
+	InlineMax = 256 << 10
+	// ChunkMax is the longest write handed to the device at once, in bytes. A
+	// longer WRITE is handed over in pieces as it arrives, so that nobody can
+	// make the server hold 32 MiB by sending a header.
+	ChunkMax = 1 << 20
+	// BytesFree is what every connection may have in flight without asking
+	// the budget that all share, in bytes.
+	BytesFree = 1 << 20
+)
+
+// Config tells a server what to serve and within which bounds. The zero value
+// of a field means its default.
+type Config struct {
+	// Exports finds the volumes. Required.
+	Exports target.Exports
+	// Log takes one line for each session's begin and end and for each
+	// connection ended by malformed input. Default: discarded.
+	Log *slog.Logger
+
+	// ConnectionsMax bounds open connections, 1024. At the limit a newcomer
+	// takes the place of the connection that negotiates longest, or is refused.
+	ConnectionsMax int
+	// HandshakeTimeout bounds negotiation as far as the client causes it, 10 s.
+	HandshakeTimeout time.Duration
+	// OpenTimeout bounds one Exports call, 30 s.
+	OpenTimeout time.Duration
+	// StallTimeout ends a connection whose client has not taken a waiting
+	// reply for so long, 2 min.
+	StallTimeout time.Duration
+	// RequestsMax bounds the requests of one connection that are not answered
+	// or whose answer is not sent, 256. Reading goes on when there are fewer.
+	RequestsMax int
+	// BytesMax bounds what one connection has in flight: data of writes that
+	// are not answered and of reads that are not sent. 64 MiB, at least 33 MiB.
+	BytesMax int64
+	// MemoryMax bounds the sum of what all connections have in flight beyond
+	// BytesFree each, 1 GiB, at least BytesMax.
+	MemoryMax int64
+
+	// Observe, if set, is told of every answered request: its command ("read",
+	// "write", "flush", "trim", "write_zeroes"), length in bytes, time from
+	// decoding to completion, and its error. It runs on the data path, from
+	// many goroutines, and must be cheap.
+	Observe func(cmd string, bytes int, d time.Duration, err error)
+}
+
+const bytesMaxMin = proto.PayloadMax + BytesFree
+
+// normal fills in defaults and refuses what cannot work, with kind Invalid.
+func (c Config) normal() (Config, error) {
+	if c.Exports == nil {
+		return c, fault.Newf(fault.Invalid, "nbd.config", "Exports", "missing")
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	for _, f := range []struct {
+		name string
+		v    *time.Duration
+		def  time.Duration
+	}{
+		{"HandshakeTimeout", &c.HandshakeTimeout, 10 * time.Second},
+		{"OpenTimeout", &c.OpenTimeout, 30 * time.Second},
+		{"StallTimeout", &c.StallTimeout, 2 * time.Minute},
+	} {
+		if *f.v == 0 {
+			*f.v = f.def
+		}
+		if *f.v < 0 {
+			return c, fault.Newf(fault.Invalid, "nbd.config", f.name, "%v is negative", *f.v)
+		}
+	}
+	if c.ConnectionsMax == 0 {
+		c.ConnectionsMax = 1024
+	}
+	if c.RequestsMax == 0 {
+		c.RequestsMax = 256
+	}
+	if c.BytesMax == 0 {
+		c.BytesMax = 64 << 20
+	}
+	if c.MemoryMax == 0 {
+		c.MemoryMax = max(1<<30, c.BytesMax)
+	}
+	switch {
+	case c.ConnectionsMax < 1:
+		return c, fault.Newf(fault.Invalid, "nbd.config", "ConnectionsMax", "%d is less than 1", c.ConnectionsMax)
+	case c.RequestsMax < 1:
+		return c, fault.Newf(fault.Invalid, "nbd.config", "RequestsMax", "%d is less than 1", c.RequestsMax)
+	case c.BytesMax < bytesMaxMin:
+		return c, fault.Newf(fault.Invalid, "nbd.config", "BytesMax",
+			"%d is less than %d, the longest request", c.BytesMax, bytesMaxMin)
+	case c.MemoryMax < c.BytesMax:
+		return c, fault.Newf(fault.Invalid, "nbd.config", "MemoryMax", "%d is less than BytesMax", c.MemoryMax)
+	}
+	return c, nil
+}

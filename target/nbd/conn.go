@@ -1,0 +1,519 @@
+package nbd
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/gabion-storage/gabion/internal/fault"
+	"github.com/gabion-storage/gabion/target"
+	"github.com/gabion-storage/gabion/target/nbd/proto"
+)
+
+// conn is a connection in the transmission phase.
+//
+// Fields above mu belong to the reader, the goroutine that runs transmit, or
+// are atomic, or fixed once it runs. Lock order: mu, then budget.mu.
+type conn struct {
+	srv    *Server
+	nc     net.Conn
+	raw    syscall.RawConn // nil if nc has no file descriptor to try writes on
+	log    *slog.Logger
+	peer   string
+	sess   target.Session
+	gone   <-chan struct{}
+	ctx    context.Context // ends with the connection; for reads that wait
+	cancel context.CancelFunc
+
+	geo   proto.Geometry
+	in    *buffer // input; [r, w) of its bytes is not decoded yet
+	r, w  int
+	mine  *buffer // replies of reads answered at once
+	free  []*request
+	made  int  // requests that exist
+	turn  int  // requests since the last sending
+	dirty bool // the device was given something since its last Kick
+
+	// pending counts requests whose replies are not sent yet; only the reader
+	// adds. held is what they keep in memory, in bytes: see reserved.
+	pending atomic.Int32
+	held    atomic.Int64
+
+	wg    sync.WaitGroup
+	wake  chan struct{} // to the writer; one fits
+	dying chan struct{} // closed by kill
+	ended chan struct{} // closed when nothing is under way any more
+
+	mu      sync.Mutex
+	cond    sync.Cond // on mu: for the reader, when it waits
+	waiting int
+	async   int  // commands that the device has
+	hold    bool // the reader runs, and will send what is queued
+	dead    bool
+	why     error // of death
+	idle    []*request
+	tail    *buffer // gathers replies, follows queue
+	queue   []*buffer
+	granted int64 // bytes taken from the shared budget
+
+	flushing bool // somebody owns what follows
+	handed   bool // it is the writer, once it wakes
+	called   bool // a wake is on its way
+	sending  []*buffer
+	rawData  []byte
+	rawN     int
+	rawErr   error
+	rawWrite func(uintptr) bool // writeFD, bound
+}
+
+var (
+	errDisconnect = errors.New("the client disconnected")
+	errDrain      = fault.Newf(fault.Fenced, "nbd.serve", "", "the server is shutting down")
+)
+
+func newConn(s *Server, nc net.Conn, n *negotiated, peer string) *conn {
+	c := &conn{
+		srv: s, nc: nc, peer: peer, sess: n.session, gone: n.gone,
+		log:   s.cfg.Log.With("peer", peer, "export", n.export),
+		geo:   geometry(n.session),
+		in:    getClass(classStream),
+		wake:  make(chan struct{}, 1),
+		dying: make(chan struct{}),
+		ended: make(chan struct{}),
+	}
+	c.in.b = c.in.b[:cap(c.in.b)]
+	c.w = copy(c.in.b, n.rest)
+	c.cond.L = &c.mu
+	c.ctx, c.cancel = context.WithCancel(context.Background())
+	if sc, ok := nc.(syscall.Conn); ok {
+		if raw, err := sc.SyscallConn(); err == nil {
+			c.raw = raw
+		}
+	}
+	c.rawWrite = c.writeFD
+	return c
+}
+
+func geometry(d target.Device) proto.Geometry {
+	return proto.Geometry{Size: d.Size(), BlockSize: d.BlockSize(), ReadOnly: d.ReadOnly()}
+}
+
+// transmit serves requests until the connection ends, and returns when the
+// device has nothing of it any more and the session is closed. The error tells
+// why it ended; nil after a DISC or a client that simply left.
+func (c *conn) transmit() error {
+	c.wg.Add(2)
+	go c.writer()
+	go c.watch()
+	c.hold = true
+	err := c.serve()
+	switch {
+	case errors.Is(err, errDisconnect), errors.Is(err, errDrain), errors.Is(err, io.EOF):
+		err = nil // what is under way is finished and answered
+	default:
+		c.kill(err)
+	}
+	c.pause()
+	c.mu.Lock()
+	for c.async > 0 || (!c.dead && c.flushing) {
+		c.wait()
+	}
+	for c.flushing { // a dead connection's last owner lets go at once
+		c.wait()
+	}
+	c.dead = true // nothing is appended from here on
+	if c.granted > 0 {
+		c.srv.budget.release(c.granted)
+		c.granted = 0
+	}
+	if err == nil {
+		err = c.why
+	}
+	c.mu.Unlock()
+	c.sess.Close()
+	close(c.ended)
+	c.cancel()
+	c.nc.Close()
+	c.wg.Wait()
+	c.recycle()
+	return err
+}
+
+// recycle gives the buffers back once nobody else is left.
+func (c *conn) recycle() {
+	c.cutTail()
+	for _, b := range c.queue {
+		b.put()
+	}
+	c.queue = nil
+	if c.mine != nil {
+		c.mine.put()
+		c.mine = nil
+	}
+	c.in.put()
+}
+
+// watch ends the connection when its attachment is lost.
+func (c *conn) watch() {
+	defer c.wg.Done()
+	select {
+	case <-c.gone:
+		c.kill(fault.Newf(fault.Fenced, "nbd.session", c.peer, "the volume's attachment ended"))
+	case <-c.ended:
+	}
+}
+
+// kill ends the connection now: what is under way completes unheard. The first
+// reason counts.
+func (c *conn) kill(why error) {
+	c.mu.Lock()
+	if c.dead {
+		c.mu.Unlock()
+		return
+	}
+	c.dead, c.why = true, why
+	c.cond.Broadcast()
+	c.mu.Unlock()
+	close(c.dying)
+	c.cancel()
+	c.nc.Close()
+}
+
+// wait waits on cond, under mu.
+func (c *conn) wait() {
+	c.waiting++
+	c.cond.Wait()
+	c.waiting--
+}
+
+// serve is the reader's loop.
+func (c *conn) serve() error {
+	for {
+		if err := c.fill(proto.RequestSize); err != nil {
+			return err
+		}
+		r, err := proto.DecodeRequest(c.in.b[c.r:c.w])
+		if err != nil {
+			return err
+		}
+		c.r += proto.RequestSize
+		if r.Cmd == proto.CmdDisc {
+			return errDisconnect
+		}
+		if err := c.admit(r); err != nil {
+			return err
+		}
+		if err := c.execute(r); err != nil {
+			return err
+		}
+		if c.turn++; c.turn >= TurnMax {
+			c.turnOver()
+		}
+	}
+}
+
+// fill makes [r, w) at least n bytes long, n at most the input buffer. io.EOF
+// means that the client ended between requests.
+func (c *conn) fill(n int) error {
+	have := c.w - c.r
+	if have >= n {
+		return nil
+	}
+	if c.r > 0 && (have <= 4<<10 || c.r+n > len(c.in.b)) {
+		copy(c.in.b, c.in.b[c.r:c.w])
+		c.r, c.w = 0, have
+	}
+	c.pause()
+	for c.w-c.r < n {
+		k, err := c.nc.Read(c.in.b[c.w:])
+		c.w += k
+		if err != nil && c.w-c.r < n {
+			return c.readError(err, n == proto.RequestSize && c.w == c.r)
+		}
+	}
+	c.resume()
+	return nil
+}
+
+// readError explains why there is no more input. between says that the input
+// so far ended with a whole request.
+func (c *conn) readError(err error, between bool) error {
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded) && c.srv.draining():
+		return errDrain
+	case errors.Is(err, io.EOF) && between:
+		return io.EOF
+	case errors.Is(err, io.EOF):
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+// pause is called before the reader waits for anything: the device must get
+// going, and completions must send for themselves from now on.
+func (c *conn) pause() {
+	c.kick()
+	c.mu.Lock()
+	c.hold = false
+	c.sendAndUnlock()
+}
+
+// resume is called when the reader goes on.
+func (c *conn) resume() {
+	c.mu.Lock()
+	c.hold = true
+	c.mu.Unlock()
+}
+
+// turnOver sends and kicks in the middle of a long run of requests.
+func (c *conn) turnOver() {
+	c.kick()
+	c.mu.Lock()
+	c.sendAndUnlock()
+}
+
+func (c *conn) kick() {
+	c.turn = 0
+	if c.dirty {
+		c.dirty = false
+		c.sess.Kick()
+	}
+}
+
+func (c *conn) sendAndUnlock() {
+	c.push()
+	flush := !c.flushing && c.take()
+	c.mu.Unlock()
+	if flush {
+		c.flush()
+	}
+}
+
+// admit waits until r may be taken up: RequestsMax, BytesMax and the shared
+// budget. It reserves what r will hold.
+func (c *conn) admit(r proto.Request) error {
+	if int(c.pending.Add(1)) > c.srv.cfg.RequestsMax {
+		c.pause()
+		c.mu.Lock()
+		for !c.dead && int(c.pending.Load()) > c.srv.cfg.RequestsMax {
+			c.wait()
+		}
+		c.hold = true
+		dead, why := c.dead, c.why
+		c.mu.Unlock()
+		if dead {
+			return why
+		}
+	}
+	if r.Length > proto.PayloadMax {
+		if r.Cmd == proto.CmdWrite {
+			return fault.Newf(fault.Invalid, "nbd.request", c.peer,
+				"a write of %d bytes, the limit is %d", r.Length, proto.PayloadMax)
+		}
+		return nil // a READ is going to be refused, others carry no data
+	}
+	n := reserved(r.Cmd, int(r.Length))
+	if n == 0 || c.held.Add(n) <= BytesFree {
+		return nil
+	}
+	return c.admitBytes()
+}
+
+// admitBytes waits until held, which counts the request at hand already, keeps
+// to BytesMax and is covered by BytesFree and the shared budget.
+func (c *conn) admitBytes() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.held.Load() > c.srv.cfg.BytesMax {
+		c.mu.Unlock()
+		c.pause()
+		c.mu.Lock()
+		for !c.dead && c.held.Load() > c.srv.cfg.BytesMax {
+			c.wait()
+		}
+		c.hold = true
+	}
+	if c.dead {
+		return c.why
+	}
+	short := c.held.Load() - BytesFree - c.granted
+	if short <= 0 {
+		return nil
+	}
+	short = (short + grantStep - 1) / grantStep * grantStep
+	if !c.srv.budget.try(short) {
+		c.mu.Unlock()
+		c.pause()
+		ok := c.srv.budget.acquire(short, c.dying)
+		c.mu.Lock()
+		if !ok {
+			return c.why
+		}
+		c.hold = true
+	}
+	c.granted += short
+	return nil
+}
+
+// execute carries out or refuses r, whose header is consumed and whose data, if
+// it is a WRITE, are still in the input. An error ends the connection.
+func (c *conn) execute(r proto.Request) error {
+	e := r.Check(c.geo)
+	if e != proto.OK {
+		if g := geometry(c.sess); g != c.geo { // it grew
+			c.geo = g
+			e = r.Check(g)
+		}
+	}
+	if e != proto.OK {
+		return c.reject(r, e)
+	}
+	off, n := int64(r.Offset), int(r.Length)
+	fua := r.Flags&proto.FlagFUA != 0
+	if r.Cmd == proto.CmdRead && c.readNow(r.Cookie, off, n) {
+		return nil
+	}
+	q := c.begin(r)
+	switch r.Cmd {
+	case proto.CmdRead:
+		go q.read()
+	case proto.CmdWrite:
+		return c.write(q, fua)
+	case proto.CmdFlush:
+		c.dirty = true
+		c.sess.Flush(q.done)
+	case proto.CmdTrim:
+		c.dirty = true
+		c.sess.Trim(off, int64(n), fua, q.done)
+	case proto.CmdWriteZeroes:
+		// NO_HOLE asks for space to be set aside. There is none to set aside in
+		// a log-structured volume: a later write takes new space in any case.
+		c.dirty = true
+		c.sess.Zero(off, int64(n), fua, q.done)
+	}
+	return nil
+}
+
+// reject answers r with e and skips its data.
+func (c *conn) reject(r proto.Request, e proto.Errno) error {
+	if r.Length <= proto.PayloadMax {
+		c.held.Add(-reserved(r.Cmd, int(r.Length)))
+	}
+	if r.Cmd == proto.CmdWrite {
+		for n := int(r.Length); n > 0; {
+			if err := c.fill(1); err != nil {
+				return err
+			}
+			k := min(n, c.w-c.r)
+			c.r += k
+			n -= k
+		}
+	}
+	c.refuse(e, r.Cookie)
+	return nil
+}
+
+// readNow answers a READ here if the device has the bytes at hand.
+func (c *conn) readNow(cookie uint64, off int64, n int) bool {
+	if n > InlineMax {
+		return false // it would hold up what comes behind it
+	}
+	var start time.Time
+	observe := c.srv.cfg.Observe
+	if observe != nil {
+		start = time.Now()
+	}
+	b := c.mineWithRoom(proto.SimpleReplySize + n)
+	at := len(b.b)
+	p := b.b[at : at+proto.SimpleReplySize+n]
+	if !c.sess.TryReadAt(p[proto.SimpleReplySize:], off) {
+		return false
+	}
+	proto.PutSimpleReply(p, proto.OK, cookie)
+	b.b = b.b[:at+len(p)]
+	b.replies++
+	if observe != nil {
+		observe(proto.CmdRead.String(), n, time.Since(start), nil)
+	}
+	return true
+}
+
+// begin takes a request from those at rest.
+func (c *conn) begin(r proto.Request) *request {
+	c.mu.Lock()
+	if len(c.free) == 0 {
+		c.free, c.idle = c.idle, c.free
+	}
+	c.async++
+	c.mu.Unlock()
+	var q *request
+	if n := len(c.free); n > 0 {
+		q, c.free = c.free[n-1], c.free[:n-1]
+	} else {
+		q = newRequest(c)
+		c.made++
+	}
+	q.cmd, q.cookie, q.off, q.n = r.Cmd, r.Cookie, int64(r.Offset), int(r.Length)
+	q.left.Store(1)
+	if c.srv.cfg.Observe != nil {
+		q.start = time.Now()
+	}
+	return q
+}
+
+// write hands a WRITE to the device: from the input buffer if it fits there,
+// otherwise in pieces of ChunkMax as they arrive.
+func (c *conn) write(q *request, fua bool) error {
+	if q.n <= InlineMax {
+		if err := c.fill(q.n); err != nil {
+			q.part(err)
+			return err
+		}
+		p := c.in.b[c.r : c.r+q.n]
+		c.r += q.n
+		c.dirty = true
+		c.sess.Write(p, q.off, fua, q.done)
+		return nil
+	}
+	b := getClass(classChunk)
+	defer b.put()
+	for at := 0; at < q.n; {
+		p := b.b[:min(ChunkMax, q.n-at)]
+		if err := c.readFull(p); err != nil {
+			q.part(err)
+			return err
+		}
+		q.left.Add(1)
+		c.dirty = true
+		c.sess.Write(p, q.off+int64(at), fua, q.done)
+		at += len(p)
+	}
+	q.part(nil)
+	return nil
+}
+
+// readFull fills p, first from what is buffered, then past the buffer.
+func (c *conn) readFull(p []byte) error {
+	n := copy(p, c.in.b[c.r:c.w])
+	c.r += n
+	if n == len(p) {
+		return nil
+	}
+	c.pause()
+	for n < len(p) {
+		k, err := c.nc.Read(p[n:])
+		n += k
+		if err != nil && n < len(p) {
+			return c.readError(err, false)
+		}
+	}
+	c.resume()
+	return nil
+}
