@@ -1,0 +1,226 @@
+package dht
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/gabion-storage/gabion/internal/fault"
+	"github.com/gabion-storage/gabion/internal/ident"
+	"github.com/gabion-storage/gabion/internal/link"
+	"github.com/gabion-storage/gabion/overlay"
+)
+
+// TryReadAt fills p from byte off of a local copy if that needs no waiting, and
+// reports whether it did. The bytes are not verified: the caller must.
+func (s *Store) TryReadAt(addr ident.Addr, off int64, p []byte) bool {
+	for _, l := range *s.local.Load() {
+		if l.TryReadExtent(addr, p, off) {
+			return true
+		}
+	}
+	return false
+}
+
+// ReadAt fills p from byte off of an extent. It asks this node's bricks first,
+// then the other holders by liveness, and goes on to the next one when a brick
+// lacks the extent, fails, or gives bytes that verify rejects. verify runs on
+// the caller's goroutine and may be called several times; nil accepts all. Kinds:
+// Corrupt (copies were found, none of them good, and nobody else can be asked),
+// NotFound (everybody answered, nobody has it), Unavailable (some holder did not
+// answer), Timeout (ctx ended), Invalid.
+func (s *Store) ReadAt(ctx context.Context, replicas int, addr ident.Addr, off int64, p []byte, verify func([]byte) bool) error {
+	if len(p) == 0 || off < 0 || int64(len(p)) > ExtentMax-off {
+		return fault.Newf(fault.Invalid, "dht.read", addr.Short(), "bytes [%d, %d+%d) are not within an extent", off, off, len(p))
+	}
+	return s.fromHolders(ctx, replicas, addr, func(ctx context.Context, b overlay.BrickRef) (int, error) {
+		if err := s.readFrom(ctx, b, addr, off, p); err != nil {
+			return 0, err
+		}
+		if verify != nil && !verify(p) {
+			return 0, fault.Newf(fault.Corrupt, "dht.read", addr.Short(), "bytes [%d, %d) do not match their checksum", off, off+int64(len(p)))
+		}
+		return len(p), nil
+	})
+}
+
+// Get returns a whole extent, verified against its address, from any holder.
+// The result is the caller's. Kinds as for ReadAt.
+func (s *Store) Get(ctx context.Context, addr ident.Addr) ([]byte, error) {
+	return s.getFrom(ctx, addr, nil)
+}
+
+// getFrom is Get without the bricks in except.
+func (s *Store) getFrom(ctx context.Context, addr ident.Addr, except []overlay.BrickRef) ([]byte, error) {
+	var data []byte
+	err := s.fromHolders(ctx, len(s.lane(addr)), addr, func(ctx context.Context, b overlay.BrickRef) (n int, err error) {
+		data, err = s.wholeFrom(ctx, b, addr)
+		return len(data), err
+	}, except...)
+	return data, err
+}
+
+// readFrom fills p from one brick, unverified.
+func (s *Store) readFrom(ctx context.Context, b overlay.BrickRef, addr ident.Addr, off int64, p []byte) error {
+	if b.Node == s.self {
+		l, err := s.brick("dht.read", b.Brick)
+		if err != nil {
+			return err
+		}
+		return l.ReadExtent(addr, p, off)
+	}
+	req := readRequest{brick: b.Brick, addr: addr, off: off, length: len(p)}
+	got, err := s.call(ctx, b.Node, typeRead, req.encode())
+	if err != nil {
+		return err
+	}
+	if len(got) != len(p) {
+		return fault.Newf(fault.Corrupt, "dht.read", addr.Short(), "%d bytes came for %d", len(got), len(p))
+	}
+	copy(p, got)
+	return nil
+}
+
+// wholeFrom reads a whole extent from one brick and verifies it.
+func (s *Store) wholeFrom(ctx context.Context, b overlay.BrickRef, addr ident.Addr) (data []byte, err error) {
+	if b.Node == s.self {
+		l, err := s.brick("dht.read", b.Brick)
+		if err != nil {
+			return nil, err
+		}
+		if data, err = readWhole(l, addr); err != nil {
+			return nil, err
+		}
+	} else if data, err = s.call(ctx, b.Node, typeRead, readRequest{brick: b.Brick, addr: addr}.encode()); err != nil {
+		return nil, err
+	}
+	if sha256.Sum256(data) != addr {
+		return nil, fault.Newf(fault.Corrupt, "dht.read", addr.Short(), "the bytes are not those of the address")
+	}
+	return data, nil
+}
+
+// call is a request of a read: bounded by ReadTimeout.
+func (s *Store) call(ctx context.Context, to ident.NodeID, typ link.Type, body []byte) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.ReadTimeout)
+	defer cancel()
+	return s.cfg.Transport.Call(ctx, to, typ, body)
+}
+
+// tryBrick reads from one brick and returns the number of good bytes.
+type tryBrick func(context.Context, overlay.BrickRef) (int, error)
+
+// fromHolders calls try for one brick after another until it succeeds.
+func (s *Store) fromHolders(ctx context.Context, replicas int, addr ident.Addr,
+	try tryBrick, except ...overlay.BrickRef) error {
+	tries := &tries{store: s, addr: addr, tried: slices.Clone(except)}
+	for _, l := range *s.local.Load() {
+		if _, ok := l.StatExtent(addr); ok && tries.one(ctx, l.ref, try) {
+			return nil
+		}
+	}
+	lane := s.lane(addr)
+	n := min(max(replicas, 0), len(lane))
+	for _, part := range [][]overlay.BrickRef{lane[:n], lane[n:]} {
+		for _, b := range s.byLiveness(part) {
+			if tries.one(ctx, b, try) {
+				return nil
+			}
+		}
+	}
+	// The lane may have been given to other bricks since the extent was put, and
+	// its data not have followed yet: ask everybody else.
+	for _, b := range s.byLiveness(s.allBricks()) {
+		if tries.one(ctx, b, try) {
+			return nil
+		}
+	}
+	return tries.verdict(ctx)
+}
+
+// byLiveness orders bricks: those of live nodes first.
+func (s *Store) byLiveness(bs []overlay.BrickRef) []overlay.BrickRef {
+	rank := func(b overlay.BrickRef) int {
+		if b.Node == s.self {
+			return 0
+		}
+		r := int(s.cfg.View.State(b.Node)) * 2
+		if !s.cfg.Transport.Connected(b.Node) {
+			r++
+		}
+		return r
+	}
+	bs = slices.Clone(bs)
+	slices.SortStableFunc(bs, func(a, b overlay.BrickRef) int { return rank(a) - rank(b) })
+	return bs
+}
+
+func (s *Store) allBricks() []overlay.BrickRef {
+	var bs []overlay.BrickRef
+	for _, n := range s.cfg.View.Nodes() {
+		for _, b := range n.Bricks {
+			bs = append(bs, overlay.BrickRef{Node: n.ID, Brick: b.ID})
+		}
+	}
+	return bs
+}
+
+// tries is the course of one read over several bricks.
+type tries struct {
+	store                       *Store
+	addr                        ident.Addr
+	tried                       []overlay.BrickRef
+	count                       int
+	absent, corrupt, unanswered int
+	why                         []string
+}
+
+// one tries a brick that was not tried yet and reports success.
+func (t *tries) one(ctx context.Context, b overlay.BrickRef, try tryBrick) bool {
+	if t.count >= ReadHoldersMax || ctx.Err() != nil || slices.Contains(t.tried, b) {
+		return false
+	}
+	t.tried = append(t.tried, b)
+	t.count++
+	s := t.store
+	var n int
+	var err error
+	if b.Node != s.self && s.cfg.View.State(b.Node) == overlay.Down && !s.cfg.Transport.Connected(b.Node) {
+		err = fault.Newf(fault.Unavailable, "dht.read", b.Brick.Short(), "node %s is down", b.Node.Short())
+	} else {
+		n, err = try(ctx, b)
+	}
+	s.stats.read(b, n, err)
+	if err == nil {
+		return true
+	}
+	switch fault.KindOf(err) {
+	case fault.NotFound:
+		t.absent++
+		return false
+	case fault.Corrupt:
+		t.corrupt++
+		s.foundCorrupt(t.addr, b, err)
+	default:
+		t.unanswered++
+	}
+	t.why = append(t.why, fmt.Sprintf("brick %s of node %s: %v", b.Brick.Short(), b.Node.Short(), err))
+	return false
+}
+
+func (t *tries) verdict(ctx context.Context) error {
+	const op = "dht.read"
+	why := errors.New(strings.Join(t.why, "; "))
+	switch {
+	case ctx.Err() != nil:
+		return fault.New(fault.Timeout, op, t.addr.Short(), ctx.Err())
+	case t.unanswered > 0 || t.count == 0:
+		return fault.Newf(fault.Unavailable, op, t.addr.Short(), "%d bricks asked, none has good bytes, not all answered: %w", t.count, why)
+	case t.corrupt > 0:
+		return fault.Newf(fault.Corrupt, op, t.addr.Short(), "every copy is damaged: %w", why)
+	}
+	return fault.Newf(fault.NotFound, op, t.addr.Short(), "none of %d bricks has this extent", t.count)
+}

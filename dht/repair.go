@@ -1,0 +1,127 @@
+package dht
+
+import (
+	"crypto/sha256"
+	"sync"
+
+	"github.com/gabion-storage/gabion/dht/brick"
+	"github.com/gabion-storage/gabion/dht/extent"
+	"github.com/gabion-storage/gabion/internal/fault"
+	"github.com/gabion-storage/gabion/internal/ident"
+	"github.com/gabion-storage/gabion/overlay"
+)
+
+// repair is the replacement of one damaged copy.
+type repair struct {
+	addr  ident.Addr
+	brick overlay.BrickRef
+}
+
+// repairQueue holds what waits and what runs.
+type repairQueue struct {
+	mu      sync.Mutex
+	wanted  map[repair]bool // waiting or running
+	waiting []repair
+	workers int
+}
+
+// foundCorrupt is told of a damaged copy by a reader. The brick's own node looks
+// after it.
+func (s *Store) foundCorrupt(addr ident.Addr, b overlay.BrickRef, err error) {
+	s.cfg.Log.Warn("damaged copy of an extent", "extent", addr.Short(), "node", b.Node.Short(), "brick", b.Brick.Short(), "err", err)
+	s.cfg.OnCorrupt(addr, b)
+	s.wantRepair(repair{addr, b})
+}
+
+// wantRepair queues a repair, once.
+func (s *Store) wantRepair(r repair) {
+	q := &s.repairs
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.wanted[r] || len(q.wanted) >= RepairQueueMax {
+		return
+	}
+	if q.workers < RepairsMax {
+		if !s.spawn(s.repairWorker) {
+			return
+		}
+		q.workers++
+	}
+	q.wanted[r] = true
+	q.waiting = append(q.waiting, r)
+}
+
+// repairWorker works until nothing waits.
+func (s *Store) repairWorker() {
+	q := &s.repairs
+	for {
+		q.mu.Lock()
+		if len(q.waiting) == 0 || s.ctx.Err() != nil {
+			q.workers--
+			q.mu.Unlock()
+			return
+		}
+		r := q.waiting[0]
+		q.waiting = q.waiting[1:]
+		q.mu.Unlock()
+		s.runRepair(r)
+		q.mu.Lock()
+		delete(q.wanted, r)
+		q.mu.Unlock()
+	}
+}
+
+func (s *Store) runRepair(r repair) {
+	if r.brick.Node != s.self {
+		if _, err := s.call(s.ctx, r.brick.Node, typeCheck, checkRequest{brick: r.brick.Brick, addr: r.addr}.encode()); err != nil {
+			s.cfg.Log.Warn("node not told of its damaged copy", "extent", r.addr.Short(), "node", r.brick.Node.Short(), "err", err)
+		}
+		return
+	}
+	replaced, err := s.replace(r)
+	switch {
+	case err != nil:
+		s.stats.repairsFailed.Add(1)
+		s.cfg.Log.Error("damaged copy not replaced; the next read tries again", "extent", r.addr.Short(), "brick", r.brick.Brick.Short(), "err", err)
+	case replaced:
+		s.stats.repaired.Add(1)
+		s.cfg.Log.Info("damaged copy replaced", "extent", r.addr.Short(), "brick", r.brick.Brick.Short())
+	}
+}
+
+// replace puts good bytes in place of a damaged copy on a local brick. The
+// damaged one goes only after good bytes are at hand; if putting fails then,
+// nothing is lost but a copy that was worth nothing.
+func (s *Store) replace(r repair) (replaced bool, err error) {
+	l, err := s.brick("dht.repair", r.brick.Brick)
+	if err != nil {
+		return false, err
+	}
+	data, err := readWhole(l, r.addr)
+	if fault.Is(err, fault.NotFound) {
+		return false, nil // deleted meanwhile
+	}
+	if err == nil && sha256.Sum256(data) == r.addr {
+		return false, nil // a reader's mistake, or replaced already
+	}
+	data, err = s.getFrom(s.ctx, r.addr, []overlay.BrickRef{r.brick})
+	if err != nil {
+		return false, err
+	}
+	h, err := extent.ParseHeader(data)
+	if err != nil {
+		return false, err
+	}
+	leave, err := l.fences.enterAny(h.Volume)
+	if err != nil {
+		return false, err
+	}
+	defer leave()
+	if _, ok := l.StatExtent(r.addr); !ok {
+		return false, nil // deleted while the good copy was fetched
+	}
+	if err := l.DeleteExtents([]ident.Addr{r.addr}); err != nil {
+		return false, err
+	}
+	return true, l.PutExtents([]brick.Extent{{Addr: r.addr, Volume: h.Volume, Number: h.Number, Epoch: h.Epoch, Data: data}})
+}

@@ -1,0 +1,143 @@
+package dht
+
+import (
+	"context"
+
+	"github.com/gabion-storage/gabion/internal/fault"
+	"github.com/gabion-storage/gabion/internal/ident"
+	"github.com/gabion-storage/gabion/internal/link"
+)
+
+// handle registers the server's half. Peers are authenticated members of the
+// pool; every length they send is still bounded before it is used.
+func (s *Store) handle() {
+	register(s, typePut, decodePut, func(r putRequest) ([]byte, error) { return nil, s.servePut(r) })
+	register(s, typeRead, decodeRead, s.serveRead)
+	register(s, typeDelete, decodeDelete, func(r deleteRequest) ([]byte, error) { return nil, s.serveDelete(r) })
+	register(s, typeList, decodeList, func(r listRequest) ([]byte, error) {
+		page, err := s.serveList(r)
+		if err != nil {
+			return nil, err
+		}
+		return page.encode(), nil
+	})
+	register(s, typeStat, decodeStat, func(r statRequest) ([]byte, error) {
+		sizes, err := s.serveStat(r)
+		return encodeSizes(sizes), err
+	})
+	register(s, typeSeal, decodeSeal, func(r sealRequest) ([]byte, error) { return nil, s.serveSeal(r) })
+	register(s, typeCheck, decodeCheck, func(r checkRequest) ([]byte, error) { return nil, s.serveCheck(r) })
+}
+
+func register[R any](s *Store, typ link.Type, decode func([]byte) (R, error), serve func(R) ([]byte, error)) {
+	s.cfg.Transport.HandleCall(typ, func(_ context.Context, _ ident.NodeID, body []byte) ([]byte, error) {
+		r, err := decode(body)
+		if err != nil {
+			return nil, err
+		}
+		return serve(r)
+	})
+}
+
+// servePut stores a batch, durable on return. The brick checks every extent
+// against its address before it writes.
+func (s *Store) servePut(r putRequest) error {
+	l, err := s.brick("dht.put", r.brick)
+	if err != nil {
+		return err
+	}
+	leave, err := l.fences.enter(r.volume, r.epoch)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	return l.PutExtents(r.extents)
+}
+
+func (s *Store) serveRead(r readRequest) ([]byte, error) {
+	l, err := s.brick("dht.read", r.brick)
+	if err != nil {
+		return nil, err
+	}
+	if r.length == 0 {
+		return readWhole(l, r.addr)
+	}
+	size, ok := l.StatExtent(r.addr)
+	if !ok {
+		return nil, absent(l, r.addr)
+	}
+	if r.off+int64(r.length) > size {
+		return nil, fault.Newf(fault.Invalid, "dht.read", r.addr.Short(), "bytes [%d, %d) of an extent of %d", r.off, r.off+int64(r.length), size)
+	}
+	p := make([]byte, r.length)
+	return p, l.ReadExtent(r.addr, p, r.off)
+}
+
+func absent(l *localBrick, addr ident.Addr) error {
+	return fault.Newf(fault.NotFound, "dht.read", addr.Short(), "not on brick %s", l.ref.Brick.Short())
+}
+
+// readWhole reads a whole extent of a local brick, unverified.
+func readWhole(l *localBrick, addr ident.Addr) ([]byte, error) {
+	size, ok := l.StatExtent(addr)
+	if !ok {
+		return nil, absent(l, addr)
+	}
+	if size > ExtentMax {
+		return nil, fault.Newf(fault.Corrupt, "dht.read", addr.Short(), "an extent of %d bytes", size)
+	}
+	p := make([]byte, size)
+	return p, l.ReadExtent(addr, p, 0)
+}
+
+func (s *Store) serveDelete(r deleteRequest) error {
+	l, err := s.brick("dht.delete", r.brick)
+	if err != nil {
+		return err
+	}
+	leave, err := l.fences.enter(r.volume, r.epoch)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	return l.DeleteExtents(r.addrs)
+}
+
+func (s *Store) serveStat(r statRequest) ([]int64, error) {
+	l, err := s.brick("dht.stat", r.brick)
+	if err != nil {
+		return nil, err
+	}
+	sizes := make([]int64, len(r.addrs))
+	for i, a := range r.addrs {
+		size, ok := l.StatExtent(a)
+		if !ok {
+			size = -1
+		}
+		sizes[i] = size
+	}
+	return sizes, nil
+}
+
+// serveSeal raises the epoch on all bricks of this node; the first error is told
+// after all were tried, Fenced before others.
+func (s *Store) serveSeal(r sealRequest) error {
+	var worst error
+	for _, l := range *s.local.Load() {
+		err := l.fences.raise(r.volume, r.epoch)
+		if err != nil && (worst == nil || fault.Is(err, fault.Fenced)) {
+			worst = err
+		}
+	}
+	return worst
+}
+
+// serveCheck queues the verification of a copy that a reader found damaged.
+func (s *Store) serveCheck(r checkRequest) error {
+	l, err := s.brick("dht.check", r.brick)
+	if err != nil {
+		return err
+	}
+	s.wantRepair(repair{addr: r.addr, brick: l.ref})
+	return nil
+}
