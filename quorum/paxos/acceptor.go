@@ -1,0 +1,385 @@
+package paxos
+
+import (
+	"fmt"
+)
+
+// Hard is the part of an acceptor that lives in its stable store. The shell
+// writes it whenever an effect says so and before anything is answered.
+type Hard struct {
+	Promised   Ballot
+	Opened     Ballot // may be ahead of the journal; see Replayer
+	Recovered  uint64
+	Checkpoint Checkpoint
+}
+
+// Effects are what the shell must do, in this order, before it answers.
+type Effects struct {
+	Persist bool // write Hard to the stable store
+	Sync    bool // make the whole journal durable
+}
+
+// Acceptor is one member's copy of one group. It is not safe for concurrent
+// use. Every entry is in the journal before the acceptor counts it as received; it counts as
+// durable when the shell says so through Synced.
+//
+// Invariants:
+//  1. opened <= promised.
+//  2. Nothing at a ballot below promised is ever taken.
+//  3. No entry lies above recovered at a ballot below opened (no ghosts).
+//  4. log.base < slot <= Received() holds exactly what ballot opened proposed there.
+//  5. Durable() <= Received().
+type Acceptor struct {
+	promised  Ballot
+	opened    Ballot
+	recovered uint64
+	ckpt      Checkpoint
+	log       slotLog
+	durable   uint64
+	commit    uint64
+	rec       Record // reused
+}
+
+// NewAcceptor makes the acceptor of a group whose journal holds nothing.
+func NewAcceptor(h Hard) *Acceptor {
+	a := &Acceptor{promised: h.Promised, opened: h.Opened, recovered: h.Recovered, ckpt: h.Checkpoint}
+	a.log.base, a.durable, a.commit = h.Checkpoint.UpTo, h.Checkpoint.UpTo, h.Checkpoint.UpTo
+	return a
+}
+
+// Hard is what the stable store must hold now.
+func (a *Acceptor) Hard() Hard {
+	promised := a.promised
+	if mutation == mutateForgetPromise {
+		promised = Ballot{}
+	}
+	return Hard{Promised: promised, Opened: a.opened, Recovered: a.recovered, Checkpoint: a.ckpt}
+}
+
+func (a *Acceptor) Promised() Ballot       { return a.promised }
+func (a *Acceptor) Checkpoint() Checkpoint { return a.ckpt }
+func (a *Acceptor) Opened() Ballot         { return a.opened }
+func (a *Acceptor) Commit() uint64         { return a.commit }
+func (a *Acceptor) Last() uint64           { return a.log.last() }
+func (a *Acceptor) LogBytes() int64        { return a.log.bytes }
+
+// Received is the last slot of the contiguous run at the opened ballot.
+func (a *Acceptor) Received() uint64 {
+	if len(a.log.runs) > 0 && a.log.runs[0].Ballot == a.opened {
+		return a.log.runs[0].To
+	}
+	return a.log.base
+}
+
+// Durable is the last slot of that run known to be durable.
+func (a *Acceptor) Durable() uint64 { return a.durable }
+
+// Config is the newest configuration in checkpoint or log, chosen or not.
+func (a *Acceptor) Config() Config {
+	for i := len(a.log.special) - 1; i >= 0; i-- {
+		if a.log.special[i].kind == EntryConfig {
+			return a.log.special[i].config
+		}
+	}
+	return a.ckpt.Config
+}
+
+// Prepare promises ballot b. When it returns OK the shell carries out the effects and then answers with
+// Promise, provided the promise still stands. holderMayLive tells whether the promised ballot's node
+// may be alive.
+func (a *Acceptor) Prepare(b Ballot, force, holderMayLive bool) (Status, Effects) {
+	switch {
+	case b.Less(a.promised):
+		return Fenced, Effects{}
+	case a.promised.Less(b):
+		if !force && holderMayLive && !a.promised.IsZero() && a.promised.Node != b.Node {
+			return Busy, Effects{}
+		}
+		a.promised = b
+	}
+	return OK, Effects{Persist: true, Sync: mutation != mutateSkipSync}
+}
+
+// Promise is the phase 1 answer. The caller has made all of it durable.
+func (a *Acceptor) Promise() Promise {
+	p := Promise{Checkpoint: a.ckpt, Opened: a.opened, Recovered: a.recovered, Commit: a.commit,
+		Runs: append([]Run(nil), a.log.runs...)}
+	for _, s := range a.log.special {
+		if s.kind == EntryConfig {
+			p.Configs = append(p.Configs, ConfigAt{s.slot, s.config})
+		}
+	}
+	return p
+}
+
+// State answers a probe by ballot b.
+func (a *Acceptor) State(b Ballot) (Status, State) {
+	if !a.admits(b) {
+		return Fenced, State{}
+	}
+	if a.opened == b {
+		s := State{Received: a.Received(), Durable: a.durable}
+		for _, r := range a.log.runs {
+			if r.Ballot != b {
+				s.Runs = append(s.Runs, r)
+			}
+		}
+		return OK, s
+	}
+	return OK, State{Received: a.log.base, Durable: a.log.base, Runs: append([]Run(nil), a.log.runs...)}
+}
+
+func (a *Acceptor) admits(b Ballot) bool {
+	return mutation == mutateIgnoreBallot || !b.Less(a.promised)
+}
+
+// receivedAt is Received as if ballot b were opened.
+func (a *Acceptor) receivedAt(b Ballot) uint64 {
+	if a.opened == b {
+		return a.Received()
+	}
+	return a.log.base
+}
+
+// Accept takes one entry; the shell has checked it with CheckBody. The error is the
+// journal's, and nothing has changed then.
+func (a *Acceptor) Accept(m *Accept, j Journal) (Status, error) {
+	if !a.admits(m.Ballot) {
+		return Fenced, nil
+	}
+	received := a.receivedAt(m.Ballot)
+	if m.Slot <= received {
+		return OK, a.Learn(m.Ballot, m.Commit, j)
+	}
+	if m.Slot > received+1 {
+		return Gap, nil
+	}
+	if len(a.log.runs) >= RunsMax && a.opened != m.Ballot {
+		return Full, nil
+	}
+	var sp *special
+	if isSpecial(m.Kind) {
+		s, err := newSpecial(m.Slot, m.Kind, m.Body)
+		if err != nil {
+			return Gap, err
+		}
+		sp = &s
+	}
+	commit := max(a.commit, min(m.Commit, m.Slot))
+	a.rec = Record{Kind: RecordAccept, Ballot: m.Ballot, Recovered: m.Recovered, Commit: commit,
+		Slot: m.Slot, EntryKind: m.Kind, Body: m.Body}
+	pos, size, err := j.Append(&a.rec)
+	a.rec.Body = nil
+	if err != nil {
+		return Full, err
+	}
+	a.open(m.Ballot, m.Recovered)
+	a.log.put(m.Slot, m.Ballot, slotMeta{pos, int32(size), int32(len(m.Body)), m.Kind}, sp)
+	a.commit = commit
+	return OK, nil
+}
+
+// Renew takes again, at a higher ballot, what is already here. It takes as much
+// as it can and answers Gap where that ends early.
+func (a *Acceptor) Renew(m *Renew, j Journal) (Status, error) {
+	if !a.admits(m.Ballot) {
+		return Fenced, nil
+	}
+	to := a.receivedAt(m.Ballot)
+	var taken []Run
+	status := OK
+	for _, r := range m.Runs {
+		end := min(r.To, m.Recovered)
+		if end <= to {
+			continue
+		}
+		have := a.log.runAt(to + 1)
+		if r.From > to+1 || have.Ballot != r.Ballot || have.Ballot.IsZero() {
+			status = Gap
+			break
+		}
+		taken = append(taken, Run{From: to + 1, To: min(end, have.To), Ballot: r.Ballot})
+		to = min(end, have.To)
+		if to < end {
+			status = Gap
+			break
+		}
+	}
+	if len(taken) == 0 {
+		return status, nil
+	}
+	if len(a.log.runs) >= RunsMax && a.opened != m.Ballot {
+		return Full, nil
+	}
+	commit := max(a.commit, min(m.Commit, to))
+	a.rec = Record{Kind: RecordRenew, Ballot: m.Ballot, Recovered: m.Recovered, Commit: commit, Runs: taken}
+	if _, _, err := j.Append(&a.rec); err != nil {
+		return Full, err
+	}
+	a.open(m.Ballot, m.Recovered)
+	a.log.raise(to, m.Ballot)
+	a.commit = commit
+	return status, nil
+}
+
+// Learn hears from ballot b that slots up to commit are chosen. It is written
+// down only when it decides a configuration: the next phase 1 then need not ask
+// the members of the one before.
+func (a *Acceptor) Learn(b Ballot, commit uint64, j Journal) error {
+	if a.opened != b {
+		return nil
+	}
+	commit = min(commit, a.Received())
+	if commit <= a.commit {
+		return nil
+	}
+	before := a.commit
+	a.commit = commit
+	for _, s := range a.log.special {
+		if s.kind == EntryConfig && s.slot > before && s.slot <= commit {
+			a.rec = Record{Kind: RecordCommit, Ballot: a.opened, Recovered: a.recovered, Commit: commit}
+			_, _, err := j.Append(&a.rec)
+			return err
+		}
+	}
+	return nil
+}
+
+// open meets ballot b: what lies beyond its recovered slot was not learnt by it
+// and goes, so that a later phase 1 cannot find it either.
+func (a *Acceptor) open(b Ballot, recovered uint64) {
+	if a.promised.Less(b) {
+		a.promised = b
+	}
+	if !a.opened.Less(b) {
+		return
+	}
+	a.opened, a.recovered = b, recovered
+	if mutation != mutateCarryStale {
+		a.log.cut(recovered)
+	}
+	a.durable = a.log.base
+}
+
+// Synced tells that everything journaled when Received() was received, at
+// ballot b, has become durable. It reports whether Durable rose.
+func (a *Acceptor) Synced(b Ballot, received uint64) bool {
+	received = min(received, a.Received())
+	if a.opened != b || received <= a.durable {
+		return false
+	}
+	a.durable = received
+	return true
+}
+
+// Due returns the checkpoint that a chosen entry allows to take, if it is newer
+// than the present one. The shell persists Hard with it and then calls Advance.
+func (a *Acceptor) Due() (Checkpoint, bool) {
+	for i := len(a.log.special) - 1; i >= 0; i-- {
+		s := a.log.special[i]
+		if s.kind == EntryCheckpoint && s.slot <= a.commit && s.upTo > a.ckpt.UpTo {
+			return Checkpoint{UpTo: s.upTo, Value: s.value, Config: a.configAt(s.upTo)}, true
+		}
+	}
+	return Checkpoint{}, false
+}
+
+func (a *Acceptor) configAt(slot uint64) Config {
+	c := a.ckpt.Config
+	for _, s := range a.log.special {
+		if s.kind == EntryConfig && s.slot <= slot {
+			c = s.config
+		}
+	}
+	return c
+}
+
+// Advance takes a chosen checkpoint that the stable store already holds, its own
+// or an installed one, and lets the log up to it go.
+func (a *Acceptor) Advance(c Checkpoint) {
+	if c.UpTo <= a.ckpt.UpTo {
+		return
+	}
+	a.ckpt = c
+	a.log.advance(c.UpTo)
+	a.durable = max(a.durable, c.UpTo)
+	a.commit = max(a.commit, c.UpTo)
+}
+
+// Where is an entry's place: the journal record and what it was accepted as.
+type Where struct {
+	Slot   uint64
+	Ballot Ballot
+	Kind   EntryKind
+	Pos    int64
+	Size   int // of the record
+	Body   int // bytes of the body
+}
+
+// Locate returns where slot is; false if it is not in the log.
+func (a *Acceptor) Locate(slot uint64) (Where, bool) {
+	if slot <= a.log.base || slot > a.log.last() {
+		return Where{}, false
+	}
+	m := a.log.at(slot)
+	return Where{slot, a.log.runAt(slot).Ballot, m.kind, m.pos, int(m.size), int(m.n)}, true
+}
+
+// OldestPos is the lowest journal position still needed.
+func (a *Acceptor) OldestPos() (pos int64, ok bool) {
+	for i, m := range a.log.entries[a.log.head:] {
+		if i == 0 || m.pos < pos {
+			pos, ok = m.pos, true
+		}
+	}
+	return pos, ok
+}
+
+// Below lists up to n entries whose records lie before pos.
+func (a *Acceptor) Below(pos int64, n int) []Where {
+	var ws []Where
+	for s := a.log.base + 1; s <= a.log.last() && len(ws) < n; s++ {
+		if a.log.at(s).pos < pos {
+			w, _ := a.Locate(s)
+			ws = append(ws, w)
+		}
+	}
+	return ws
+}
+
+// Move copies one entry to the end of the journal, as it is now, if it still is where w says.
+func (a *Acceptor) Move(w Where, body []byte, j Journal) error {
+	if now, ok := a.Locate(w.Slot); !ok || now != w {
+		return nil
+	}
+	a.rec = Record{Kind: RecordMove, Ballot: a.opened, Recovered: a.recovered, Commit: a.commit,
+		Slot: w.Slot, EntryKind: w.Kind, EntryBallot: w.Ballot, Body: body}
+	pos, size, err := j.Append(&a.rec)
+	a.rec.Body = nil
+	if err != nil {
+		return err
+	}
+	m := a.log.at(w.Slot)
+	a.log.bytes += int64(size) - int64(m.size)
+	m.pos, m.size = pos, int32(size)
+	return nil
+}
+
+// Check panics if an invariant does not hold.
+func (a *Acceptor) Check() {
+	must := func(ok bool, what string) {
+		if !ok && mutation == mutateNone {
+			panic(fmt.Sprintf("paxos: acceptor: %s: %+v", what, *a))
+		}
+	}
+	must(!a.promised.Less(a.opened), "opened above promised")
+	must(a.durable <= a.Received() && a.durable >= a.log.base, "durable out of range")
+	next := a.log.base + 1
+	for i, r := range a.log.runs {
+		must(r.From == next && r.To >= r.From, "runs not contiguous")
+		must(i == 0 || r.Ballot.Less(a.log.runs[i-1].Ballot), "runs not descending")
+		must(r.Ballot == a.opened || r.To <= a.recovered, "ghost")
+		next = r.To + 1
+	}
+	must(next == a.log.last()+1, "runs do not cover the log")
+}

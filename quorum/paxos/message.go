@@ -1,0 +1,124 @@
+package paxos
+
+// Status is a member's answer in one byte. The numbers cross the wire and are
+// append only.
+type Status uint8
+
+const (
+	// OK: done, or already done.
+	OK Status = iota
+	// Fenced: the member promised a higher ballot.
+	Fenced
+	// Gap: the member lacks the slot before; ask its State and go on from there.
+	Gap
+	// Busy: the promised holder may be alive.
+	Busy
+	// NoGroup: the brick is here but does not know the group; it can be installed.
+	NoGroup
+	// NoBrick: this node does not have the brick.
+	NoBrick
+	// Dropped: the group was dropped here and never comes back.
+	Dropped
+	// Full: the brick's journal has no space.
+	Full
+	// Broken: the brick failed.
+	Broken
+	statusCount
+)
+
+var statusNames = [statusCount]string{"ok", "fenced", "gap", "busy", "no group", "no brick",
+	"dropped", "full", "broken"}
+
+func (s Status) String() string {
+	if s < statusCount {
+		return statusNames[s]
+	}
+	return "unknown status"
+}
+
+// Valid tells whether s is a known number.
+func (s Status) Valid() bool { return s < statusCount }
+
+// Accept asks a member to take one entry at a ballot.
+type Accept struct {
+	Ballot Ballot
+	// Recovered is the last slot that this ballot's phase 1 learnt: what a
+	// member has beyond it from lower ballots was not learnt and must go.
+	Recovered uint64
+	Commit    uint64 // every slot up to here is chosen
+	Slot      uint64
+	Body      []byte
+	Stream    uint32 // echoed in the answer
+	Kind      EntryKind
+	Sync      bool // start to sync at once
+}
+
+// Renew asks a member to take, at Ballot, entries that it already has at lower
+// ones. Runs ascend without overlap and end at Recovered or before.
+type Renew struct {
+	Ballot    Ballot
+	Recovered uint64
+	Commit    uint64
+	Runs      []Run
+	Stream    uint32
+	Sync      bool
+}
+
+// Promise is a member's phase 1 answer: its whole state but for the bodies.
+// All of it is durable.
+type Promise struct {
+	Checkpoint Checkpoint
+	Opened     Ballot // highest ballot whose entries it met
+	Recovered  uint64 // that ballot's
+	Commit     uint64
+	Runs       []Run      // the log, ascending and contiguous from Checkpoint.UpTo+1
+	Configs    []ConfigAt // config entries in the log, ascending
+}
+
+// ConfigAt is a config entry's slot and meaning.
+type ConfigAt struct {
+	Slot   uint64
+	Config Config
+}
+
+// State is a member's answer to a probe.
+type State struct {
+	Received, Durable uint64 // contiguous at the asked ballot
+	Runs              []Run  // the log beyond Received, at lower ballots
+}
+
+// RecordKind tells journal records apart. On disk; append only.
+type RecordKind uint8
+
+const (
+	// RecordAccept: an entry was accepted.
+	RecordAccept RecordKind = 1 + iota
+	// RecordRenew: entries present were accepted again at a higher ballot.
+	RecordRenew
+	// RecordMove: an entry was copied to the end of the journal as it was.
+	RecordMove
+	// RecordCommit: slots up to Commit are chosen.
+	RecordCommit
+)
+
+// Record is one journal record of one group. Ballot and Recovered are always
+// the opening in force, so that any record recreates it.
+type Record struct {
+	Kind      RecordKind
+	Ballot    Ballot
+	Recovered uint64
+	Commit    uint64
+
+	Slot        uint64 // RecordAccept, RecordMove
+	EntryKind   EntryKind
+	EntryBallot Ballot // RecordMove
+	Body        []byte
+
+	Runs []Run // RecordRenew
+}
+
+// Journal takes records into memory, in order, and tells where they are. Body is
+// not kept.
+type Journal interface {
+	Append(r *Record) (pos int64, size int, err error)
+}
