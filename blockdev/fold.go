@@ -105,6 +105,9 @@ func (f *fold) run(ctx context.Context) (*extentmap.State, error) {
 	for _, x := range f.pack.done {
 		f.tx.Add(extentmap.Extent{Number: x.number, Addr: x.addr, Blocks: x.blocks, Live: x.blocks, Bytes: x.bytes})
 	}
+	if err := f.tx.Err(); err != nil {
+		return nil, err
+	}
 	refs, err := f.writeTable(ctx)
 	if err != nil {
 		return nil, err
@@ -112,7 +115,7 @@ func (f *fold) run(ctx context.Context) (*extentmap.State, error) {
 	v.mu.RLock()
 	next := v.nextExt
 	v.mu.RUnlock()
-	_, _, live, stored := v.table.Stats()
+	_, _, live, stored := f.tx.Stats()
 	return &extentmap.State{Root: root, Size: v.Size(), NextExt: next, Epoch: v.epoch, Table: refs, LiveBlocks: live, StoredBytes: stored}, nil
 }
 

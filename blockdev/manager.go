@@ -36,9 +36,8 @@ const (
 // Store is the extent store as the manager needs it.
 type Store interface {
 	Extents
-	// Seal makes the bricks that can be reached refuse puts and deletes of
-	// lower epochs.
-	Seal(ctx context.Context, vol ident.VolumeID, epoch uint64) error
+	// Seal makes the bricks of nodes refuse puts and deletes of lower epochs.
+	Seal(ctx context.Context, vol ident.VolumeID, epoch uint64, nodes []ident.NodeID) (missed []ident.NodeID, err error)
 }
 
 // ManagerConfig wires a Manager.
@@ -280,8 +279,16 @@ func (m *Manager) attachOnce(ctx context.Context, d pool.Volume, takeover bool) 
 		v.cancel()
 		return nil, err
 	}
-	if err := m.cfg.Extents.Seal(ctx, d.ID, p.Ballot().Epoch); err != nil {
-		m.cfg.Log.Debug("some bricks were not sealed", "volume", d.Name, "error", err)
+	var alive []ident.NodeID
+	for _, n := range m.cfg.View.Nodes() {
+		if n.State == overlay.Alive {
+			alive = append(alive, n.ID)
+		}
+	}
+	if _, err := m.cfg.Extents.Seal(ctx, d.ID, p.Ballot().Epoch, alive); err != nil {
+		v.fail(err)
+		p.Close()
+		return nil, err
 	}
 	if err := v.open(ctx, p, rec); err != nil {
 		v.fail(err)
@@ -405,14 +412,18 @@ func (m *Manager) handleRelease(_ context.Context, from ident.NodeID, body []byt
 	return json.Marshal(releaseAnswer{Released: true})
 }
 
-// InUse counts the clients that a volume has on this node.
-func (m *Manager) InUse(id ident.VolumeID) int {
+// Clients lists the clients that a volume has on this node.
+func (m *Manager) Clients(id ident.VolumeID) []string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	var out []string
 	if a := m.vols[id]; a != nil {
-		return a.sessions
+		for c := range a.clients {
+			out = append(out, c)
+		}
 	}
-	return 0
+	slices.Sort(out)
+	return out
 }
 
 // Attached lists the volumes attached here with their numbers of sessions.
@@ -449,7 +460,7 @@ func (m *Manager) Sync(st *pool.State) {
 	for v := range m.Attached() {
 		if d, ok := byID[v.cfg.ID]; ok {
 			v.Grow(d.Size)
-		} else if st.Deleted(v.cfg.ID) {
+		} else if st.IsDeleted(v.cfg.ID) {
 			go m.Detach(v.cfg.ID, fault.Newf(fault.NotFound, "volume", v.cfg.Name, "it was deleted"))
 		}
 	}

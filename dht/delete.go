@@ -36,7 +36,7 @@ func (s *Store) Delete(ctx context.Context, vol ident.VolumeID, epoch uint64, ad
 	)
 	for b, as := range shares {
 		wg.Go(func() {
-			err := s.deleteAt(ctx, b, vol, epoch, as)
+			err := s.DeleteAt(ctx, b, vol, epoch, as)
 			mu.Lock()
 			defer mu.Unlock()
 			if err != nil && (worst == nil || fault.Is(err, fault.Fenced)) {
@@ -51,7 +51,9 @@ func (s *Store) Delete(ctx context.Context, vol ident.VolumeID, epoch uint64, ad
 	return fault.Newf(fault.Unavailable, "dht.delete", vol.Short(), "some copies stay until they are found again: %w", worst)
 }
 
-func (s *Store) deleteAt(ctx context.Context, b overlay.BrickRef, vol ident.VolumeID, epoch uint64, addrs []ident.Addr) error {
+// DeleteAt is Delete on one brick, whichever lane the extents belong to. Kinds:
+// Fenced, Unavailable, Timeout, NotFound (no such brick there).
+func (s *Store) DeleteAt(ctx context.Context, b overlay.BrickRef, vol ident.VolumeID, epoch uint64, addrs []ident.Addr) error {
 	for part := range slices.Chunk(addrs, AddrsMax) {
 		r := deleteRequest{brick: b.Brick, volume: vol, epoch: epoch, addrs: part}
 		var err error
