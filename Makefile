@@ -42,7 +42,7 @@ vm: build ## a stock kernel as client and power cuts, in QEMU (VM_CUTS=3)
 	@GABION_BIN=$(CURDIR)/$(BIN)/gabion test/run.sh vm
 
 sim: ## seeded simulations (SEED=, SECONDS=60)
-	@test/sim.sh
+	@SEED=$(SEED) SIM_SECONDS=$(or $(SECONDS),60) test/sim.sh
 
 mutate: ## every mutation must be found by a test
 	@test/mutate.sh
