@@ -2,7 +2,8 @@
 # Formatting, go vet with every build tag, staticcheck. The linter is pinned in test/tools.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-bad=$(gofmt -l $(git ls-files '*.go'))
+files() { git ls-files -co --exclude-standard "$@" | while read -r f; do [ ! -e "$f" ] || echo "$f"; done; }
+bad=$(gofmt -l $(files '*.go'))
 if [ -n "$bad" ]; then
 	printf 'not formatted, run gofmt -w:\n%s\n' "$bad"
 	exit 1
@@ -17,5 +18,5 @@ elif [ "${CI:-}" = true ]; then
 else
 	echo "check: staticcheck cannot be built here, skipped" >&2
 fi
-for f in $(git ls-files '*.sh' .ci/run); do bash -n "$f"; done
+for f in $(files '*.sh' .ci/run); do bash -n "$f"; done
 echo "check: ok"
