@@ -80,7 +80,7 @@ the node's directory.`,
 	fl.StringVar(&f.listen, "listen", defaultListen, "`ADDRESS` for the other nodes of the pool")
 	fl.StringVar(&f.nbd, "nbd", defaultNBD, "`ADDRESS` for NBD clients, or off")
 	fl.StringVar(&f.http, "http", defaultHTTP, "`ADDRESS` for /metrics and /healthz, or off")
-	fl.StringVar(&f.name, "name", "", "`NAME` of the node (default: the host's name)")
+	fl.StringVar(&f.name, "name", "", "`NAME` of the node (default: the host's name and a part of its id)")
 	fl.StringArrayVar(&f.bricks, "brick", nil, "`DIR` of a brick; may be repeated")
 	fl.StringVar(&f.zone, "zone", "", "`ZONE` of the node: copies are spread over zones")
 	fl.StringVar(&f.rack, "rack", "", "`RACK` of the node: copies are spread over racks")
