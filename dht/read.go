@@ -36,7 +36,8 @@ func (s *Store) ReadAt(ctx context.Context, replicas int, addr ident.Addr, off i
 	if len(p) == 0 || off < 0 || int64(len(p)) > ExtentMax-off {
 		return fault.Newf(fault.Invalid, "dht.read", addr.Short(), "bytes [%d, %d+%d) are not within an extent", off, off, len(p))
 	}
-	return s.fromHolders(ctx, replicas, addr, func(ctx context.Context, b overlay.BrickRef) (int, error) {
+	t := &tries{store: s, addr: addr}
+	return s.fromHolders(ctx, replicas, t, func(ctx context.Context, b overlay.BrickRef) (int, error) {
 		if err := s.readFrom(ctx, b, addr, off, p); err != nil {
 			return 0, err
 		}
@@ -50,16 +51,15 @@ func (s *Store) ReadAt(ctx context.Context, replicas int, addr ident.Addr, off i
 // Get returns a whole extent, verified against its address, from any holder.
 // The result is the caller's. Kinds as for ReadAt.
 func (s *Store) Get(ctx context.Context, addr ident.Addr) ([]byte, error) {
-	return s.getFrom(ctx, addr, nil)
+	return s.getWith(ctx, &tries{store: s, addr: addr})
 }
 
-// getFrom is Get without the bricks in except.
-func (s *Store) getFrom(ctx context.Context, addr ident.Addr, except []overlay.BrickRef) ([]byte, error) {
+func (s *Store) getWith(ctx context.Context, t *tries) ([]byte, error) {
 	var data []byte
-	err := s.fromHolders(ctx, len(s.lane(addr)), addr, func(ctx context.Context, b overlay.BrickRef) (n int, err error) {
-		data, err = s.wholeFrom(ctx, b, addr)
+	err := s.fromHolders(ctx, len(s.lane(t.addr)), t, func(ctx context.Context, b overlay.BrickRef) (n int, err error) {
+		data, err = s.wholeFrom(ctx, b, t.addr)
 		return len(data), err
-	}, except...)
+	})
 	return data, err
 }
 
@@ -114,19 +114,17 @@ func (s *Store) call(ctx context.Context, to ident.NodeID, typ link.Type, body [
 type tryBrick func(context.Context, overlay.BrickRef) (int, error)
 
 // fromHolders calls try for one brick after another until it succeeds.
-func (s *Store) fromHolders(ctx context.Context, replicas int, addr ident.Addr,
-	try tryBrick, except ...overlay.BrickRef) error {
-	tries := &tries{store: s, addr: addr, tried: slices.Clone(except)}
+func (s *Store) fromHolders(ctx context.Context, replicas int, t *tries, try tryBrick) error {
 	for _, l := range *s.local.Load() {
-		if _, ok := l.StatExtent(addr); ok && tries.one(ctx, l.ref, try) {
+		if _, ok := l.StatExtent(t.addr); ok && t.one(ctx, l.ref, try) {
 			return nil
 		}
 	}
-	lane := s.lane(addr)
+	lane := s.lane(t.addr)
 	n := min(max(replicas, 0), len(lane))
 	for _, part := range [][]overlay.BrickRef{lane[:n], lane[n:]} {
 		for _, b := range s.byLiveness(part) {
-			if tries.one(ctx, b, try) {
+			if t.one(ctx, b, try) {
 				return nil
 			}
 		}
@@ -134,11 +132,11 @@ func (s *Store) fromHolders(ctx context.Context, replicas int, addr ident.Addr,
 	// The lane may have been given to other bricks since the extent was put, and
 	// its data not have followed yet: ask everybody else.
 	for _, b := range s.byLiveness(s.allBricks()) {
-		if tries.one(ctx, b, try) {
+		if t.one(ctx, b, try) {
 			return nil
 		}
 	}
-	return tries.verdict(ctx)
+	return t.verdict(ctx)
 }
 
 // byLiveness orders bricks: those of live nodes first.
@@ -170,8 +168,12 @@ func (s *Store) allBricks() []overlay.BrickRef {
 
 // tries is the course of one read over several bricks.
 type tries struct {
-	store                       *Store
-	addr                        ident.Addr
+	store *Store
+	addr  ident.Addr
+	// repairing: this read looks for good bytes in place of a damaged copy. It
+	// asks for no repairs itself, or nodes with nothing but damaged copies would
+	// ask each other for ever.
+	repairing                   bool
 	tried                       []overlay.BrickRef
 	count                       int
 	absent, corrupt, unanswered int
@@ -204,6 +206,9 @@ func (t *tries) one(ctx context.Context, b overlay.BrickRef, try tryBrick) bool 
 	case fault.Corrupt:
 		t.corrupt++
 		s.foundCorrupt(t.addr, b, err)
+		if !t.repairing {
+			s.wantRepair(repair{t.addr, b})
+		}
 	default:
 		t.unanswered++
 	}

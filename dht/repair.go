@@ -11,7 +11,7 @@ import (
 	"github.com/gabion-storage/gabion/overlay"
 )
 
-// repair is the replacement of one damaged copy.
+// repair is the replacement of one damaged copy, by the brick's own node.
 type repair struct {
 	addr  ident.Addr
 	brick overlay.BrickRef
@@ -25,12 +25,10 @@ type repairQueue struct {
 	workers int
 }
 
-// foundCorrupt is told of a damaged copy by a reader. The brick's own node looks
-// after it.
+// foundCorrupt tells of a damaged copy that a reader met.
 func (s *Store) foundCorrupt(addr ident.Addr, b overlay.BrickRef, err error) {
 	s.cfg.Log.Warn("damaged copy of an extent", "extent", addr.Short(), "node", b.Node.Short(), "brick", b.Brick.Short(), "err", err)
 	s.cfg.OnCorrupt(addr, b)
-	s.wantRepair(repair{addr, b})
 }
 
 // wantRepair queues a repair, once.
@@ -104,7 +102,7 @@ func (s *Store) replace(r repair) (replaced bool, err error) {
 	if err == nil && sha256.Sum256(data) == r.addr {
 		return false, nil // a reader's mistake, or replaced already
 	}
-	data, err = s.getFrom(s.ctx, r.addr, []overlay.BrickRef{r.brick})
+	data, err = s.getWith(s.ctx, &tries{store: s, addr: r.addr, repairing: true, tried: []overlay.BrickRef{r.brick}})
 	if err != nil {
 		return false, err
 	}
