@@ -1,14 +1,10 @@
 package main
 
 import (
-	"errors"
-	"io/fs"
 	"log/slog"
 	"os"
 
 	"github.com/spf13/cobra"
-
-	"github.com/gabion-storage/gabion/internal/fault"
 )
 
 const (
@@ -20,8 +16,6 @@ const (
 	defaultHTTP = "127.0.0.1:7480"
 	// off as an address switches a service off.
 	off = "off"
-	// dirMode keeps the node's keys and socket to its user.
-	dirMode = 0o700
 )
 
 // nodeFlags are the flags of node run.
@@ -65,15 +59,7 @@ the node's directory.`,
 			if f.join != "" && f.token == "" {
 				f.token = os.Getenv("GABION_TOKEN")
 			}
-			dir := a.stateDir()
-			if err := os.MkdirAll(dir, dirMode); err != nil {
-				k := fault.Internal
-				if errors.Is(err, fs.ErrPermission) {
-					k = fault.Denied
-				}
-				return fault.New(k, "node run", dir, err)
-			}
-			return runNode(c.Context(), dir, &f, log)
+			return runNode(c.Context(), a.stateDir(), &f, log)
 		},
 	}
 	fl := c.Flags()
