@@ -38,10 +38,7 @@ const (
 	SuspectAfterDefault  = 2 * time.Second
 	DownAfterDefault     = 60 * time.Second
 	LeaseDurationDefault = 2500 * time.Millisecond
-	// LeaseMargin is how much longer an acceptor waits for a silent holder than
-	// the holder trusts its own lease. It covers clocks that run at different
-	// rates, not clocks that jump: ages are measured, never times compared.
-	LeaseMargin = 500 * time.Millisecond
+	LeaseMarginDefault   = 500 * time.Millisecond
 	// sentKept is how many pings may be under way to one node.
 	sentKept = 64
 )
@@ -58,6 +55,10 @@ type Config struct {
 	SuspectAfter  time.Duration
 	DownAfter     time.Duration
 	LeaseDuration time.Duration
+	// LeaseMargin is how much longer an acceptor waits for a silent holder than
+	// the holder trusts its own lease. It covers clocks that run at different
+	// rates, not clocks that jump: ages are measured, never times compared.
+	LeaseMargin time.Duration
 	// Clock is a monotonic time that goes on while the machine sleeps.
 	Clock func() time.Duration
 	Log   *slog.Logger
@@ -109,6 +110,7 @@ func New(cfg Config) *Kouncil {
 	cfg.SuspectAfter = cmp.Or(cfg.SuspectAfter, SuspectAfterDefault)
 	cfg.DownAfter = cmp.Or(cfg.DownAfter, DownAfterDefault)
 	cfg.LeaseDuration = cmp.Or(cfg.LeaseDuration, LeaseDurationDefault)
+	cfg.LeaseMargin = cmp.Or(cfg.LeaseMargin, LeaseMarginDefault)
 	if cfg.Clock == nil {
 		cfg.Clock = Boottime
 	}

@@ -144,7 +144,7 @@ func (k *Kouncil) HolderMayLive(id ident.NodeID) bool {
 	if p := k.peers[id]; p != nil && p.heard > last {
 		last = p.heard
 	}
-	return k.cfg.Clock()-last < k.cfg.LeaseDuration+LeaseMargin
+	return k.cfg.Clock()-last < k.cfg.LeaseDuration+k.cfg.LeaseMargin
 }
 
 // Isolated tells whether more than a third of the other nodes are out of reach:

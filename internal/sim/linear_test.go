@@ -1,0 +1,331 @@
+package sim
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/anishathalye/porcupine"
+
+	"github.com/gabion-storage/gabion/blockdev"
+	"github.com/gabion-storage/gabion/internal/fault"
+	"github.com/gabion-storage/gabion/target"
+)
+
+const (
+	linBlocks  = 12
+	linClients = 4
+)
+
+// op is one operation on one block, as porcupine sees it. Value 0 is zeros.
+type op struct {
+	write bool
+	block int
+	value uint64
+}
+
+// register is a block: reads return what was written last.
+var register = porcupine.Model{
+	Partition: func(h []porcupine.Operation) [][]porcupine.Operation {
+		parts := make([][]porcupine.Operation, linBlocks)
+		for _, o := range h {
+			b := o.Input.(op).block
+			parts[b] = append(parts[b], o)
+		}
+		return parts
+	},
+	Init: func() any { return uint64(0) },
+	Step: func(state, in, out any) (bool, any) {
+		o := in.(op)
+		if o.write {
+			return true, o.value
+		}
+		return out.(uint64) == state.(uint64), state
+	},
+	DescribeOperation: func(in, out any) string {
+		o := in.(op)
+		if o.write {
+			return fmt.Sprintf("write(%d, %d)", o.block, o.value)
+		}
+		return fmt.Sprintf("read(%d) = %d", o.block, out)
+	},
+}
+
+// history collects operations of all clients.
+type history struct {
+	mu    sync.Mutex
+	ops   []porcupine.Operation
+	began time.Time
+	value uint64
+}
+
+func (h *history) next() uint64 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.value++
+	return h.value
+}
+
+func (h *history) now() int64 { return int64(time.Since(h.began)) }
+
+func (h *history) add(o porcupine.Operation) {
+	h.mu.Lock()
+	h.ops = append(h.ops, o)
+	h.mu.Unlock()
+}
+
+// seeds are those of the environment (GABION_SIM_SEED, GABION_SIM_SECONDS) or a
+// few fixed ones.
+func seeds(t *testing.T, few int) []uint64 {
+	if s := os.Getenv("GABION_SIM_SEED"); s != "" {
+		n, err := strconv.ParseUint(s, 10, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return []uint64{n}
+	}
+	out := make([]uint64, few)
+	for i := range out {
+		out[i] = uint64(i + 1)
+	}
+	return out
+}
+
+// TestHistoriesAreLinearizable lets clients read and write through whichever node
+// lets them while nodes are killed, cut off and taken over, and checks that the
+// outcome could have come from one disk.
+func TestHistoriesAreLinearizable(t *testing.T) {
+	for _, seed := range seeds(t, 6) {
+		t.Run(fmt.Sprint("kill and cut/", seed), func(t *testing.T) { linear(t, seed, false) })
+		t.Run(fmt.Sprint("power/", seed), func(t *testing.T) { linear(t, seed, true) })
+	}
+}
+
+func linear(t *testing.T, seed uint64, power bool) {
+	log := slog.New(slog.DiscardHandler)
+	if os.Getenv("GABION_SIM_LOG") != "" {
+		log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	}
+	c, err := New(seed, 3, log, func(cfg *blockdev.Config) {
+		cfg.CheckpointBytes, cfg.TailBytes = 1<<20, 4<<20
+		cfg.CheckpointIdle = 300 * time.Millisecond
+		cfg.IOTimeout = 4 * time.Second
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.Net.SetDelay(20*time.Microsecond, 400*time.Microsecond)
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	defer cancel()
+	if _, err := c.CreateVolume(ctx, "v", 1<<20, 3); err != nil {
+		t.Fatal(err)
+	}
+	h := &history{began: time.Now()}
+	stop := make(chan struct{})
+	var clients sync.WaitGroup
+	for id := range linClients {
+		clients.Go(func() { client(ctx, c, h, id, seed, power, stop) })
+	}
+	rng := rand.New(rand.NewPCG(seed, 9))
+	for range 8 {
+		pause(ctx, time.Duration(100+rng.IntN(300))*time.Millisecond)
+		torment(t, ctx, c, rng, power)
+	}
+	for _, n := range c.Nodes {
+		c.Net.Rejoin(n.ID)
+		if !n.Up() {
+			if err := n.Start(); err != nil {
+				t.Fatalf("node does not come back: %v", err)
+			}
+		}
+	}
+	pause(ctx, 500*time.Millisecond)
+	close(stop)
+	clients.Wait()
+	finish(t, ctx, c, h)
+	res, info := porcupine.CheckOperationsVerbose(register, h.ops, 20*time.Second)
+	if res != porcupine.Ok {
+		f := fmt.Sprintf("%s/gabion-linear-%d.html", os.TempDir(), seed)
+		_ = porcupine.VisualizePath(register, info, f)
+		t.Fatalf("history of %d operations: %v; replay: GABION_SIM_SEED=%d go test ./internal/sim -run Linearizable; see %s", len(h.ops), res, seed, f)
+	}
+	reads := 0
+	for _, o := range h.ops {
+		if !o.Input.(op).write {
+			reads++
+		}
+	}
+	t.Logf("%d operations, %d of them reads", len(h.ops), reads)
+	if reads < 20 || len(h.ops)-reads < 20 {
+		t.Errorf("too little was done to prove anything")
+	}
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+	}
+}
+
+// torment does one thing to the cluster and undoes it after a while.
+func torment(t *testing.T, ctx context.Context, c *Cluster, rng *rand.Rand, power bool) {
+	n := c.Nodes[rng.IntN(len(c.Nodes))]
+	switch k := rng.IntN(4); {
+	case k == 0:
+		c.Net.Isolate(n.ID)
+		pause(ctx, time.Duration(100+rng.IntN(600))*time.Millisecond)
+		c.Net.Rejoin(n.ID)
+	case k == 1:
+		m := c.Nodes[(rng.IntN(2)+1+int(n.ID[0]-1))%len(c.Nodes)]
+		c.Net.Cut(n.ID, m.ID)
+		pause(ctx, time.Duration(100+rng.IntN(600))*time.Millisecond)
+		c.Net.Heal(n.ID, m.ID)
+	case k == 2 && power:
+		for _, m := range c.Nodes { // the lights go out
+			m.Kill(false)
+		}
+		for _, i := range rng.Perm(len(c.Nodes)) {
+			if err := c.Nodes[i].Start(); err != nil {
+				t.Errorf("node does not come back after a power cut: %v", err)
+			}
+			pause(ctx, time.Duration(rng.IntN(100))*time.Millisecond)
+		}
+	default:
+		n.Kill(!power || rng.IntN(2) == 0)
+		pause(ctx, time.Duration(rng.IntN(500))*time.Millisecond)
+		if err := n.Start(); err != nil {
+			t.Errorf("node does not come back: %v", err)
+		}
+	}
+}
+
+// client works until stop on whatever node lets it. With fua every write asks
+// for durability, so that power cuts may come.
+func client(ctx context.Context, c *Cluster, h *history, id int, seed uint64, fua bool, stop chan struct{}) {
+	rng := rand.New(rand.NewPCG(seed, uint64(100+id)))
+	var s target.Session
+	for {
+		select {
+		case <-stop:
+			if s != nil {
+				s.Close()
+			}
+			return
+		default:
+		}
+		if s == nil {
+			s = connect(ctx, c, rng, id)
+			continue
+		}
+		if !act(ctx, s, h, id, rng, fua) || rng.IntN(40) == 0 {
+			s.Close()
+			s = nil
+		}
+	}
+}
+
+func connect(ctx context.Context, c *Cluster, rng *rand.Rand, id int) target.Session {
+	n := c.Nodes[rng.IntN(len(c.Nodes))]
+	if !n.Up() {
+		pause(ctx, 10*time.Millisecond)
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer cancel()
+	if rng.IntN(6) == 0 {
+		if _, err := n.Manager.Attach(ctx, "v", true); err != nil {
+			return nil
+		}
+	}
+	s, _, err := n.Manager.Open(ctx, "v", fmt.Sprint("client-", id))
+	if err != nil {
+		pause(ctx, 10*time.Millisecond)
+		return nil
+	}
+	return s
+}
+
+// act does one operation and records it; false if the session is over.
+func act(ctx context.Context, s target.Session, h *history, id int, rng *rand.Rand, fua bool) bool {
+	block := rng.IntN(linBlocks)
+	if rng.IntN(2) == 0 {
+		return read(ctx, s, h, id, block)
+	}
+	v := h.next()
+	p := bytes.Repeat(binary.LittleEndian.AppendUint64(nil, v), 512)
+	call := h.now()
+	got := make(chan error, 1)
+	s.Write(p, int64(block)*4096, fua, func(err error) { got <- err })
+	s.Kick()
+	if rng.IntN(8) == 0 {
+		s.Flush(func(error) {})
+		s.Kick()
+	}
+	err := <-got
+	ret := h.now()
+	if err != nil {
+		ret = 1 << 60 // it may still happen, at any later time
+	}
+	h.add(porcupine.Operation{ClientId: id, Input: op{true, block, v}, Call: call, Output: nil, Return: ret})
+	return err == nil
+}
+
+func read(ctx context.Context, s target.Session, h *history, id, block int) bool {
+	p := make([]byte, 4096)
+	call := h.now()
+	if !s.TryReadAt(p, int64(block)*4096) {
+		if err := s.ReadAt(ctx, p, int64(block)*4096); err != nil {
+			return false
+		}
+	}
+	ret := h.now()
+	v := binary.LittleEndian.Uint64(p)
+	if !bytes.Equal(p, bytes.Repeat(binary.LittleEndian.AppendUint64(nil, v), 512)) {
+		v = 1 << 62 // torn: no write wrote this
+	}
+	h.add(porcupine.Operation{ClientId: id, Input: op{false, block, 0}, Call: call, Output: v, Return: ret})
+	return true
+}
+
+// finish reads every block once more, through a node that lets it.
+func finish(t *testing.T, ctx context.Context, c *Cluster, h *history) {
+	t.Helper()
+	for {
+		var why error
+		for _, n := range c.Nodes {
+			actx, cancel := context.WithTimeout(ctx, 10*time.Second)
+			s, _, err := n.Manager.Open(actx, "v", "finish")
+			cancel()
+			if err != nil {
+				why = err
+				continue
+			}
+			ok := true
+			for b := range linBlocks {
+				ok = ok && read(ctx, s, h, linClients, b)
+			}
+			s.Close()
+			if ok {
+				return
+			}
+		}
+		if ctx.Err() != nil {
+			t.Fatalf("the volume does not come back: %v", why)
+		}
+		if !fault.Is(why, fault.Busy) {
+			pause(ctx, 50*time.Millisecond)
+		}
+	}
+}
