@@ -8,8 +8,7 @@ import (
 // writes it whenever an effect says so and before anything is answered.
 type Hard struct {
 	Promised   Ballot
-	Opened     Ballot // may be ahead of the journal; see Replayer
-	Recovered  uint64
+	Cuts       []Cut // may be ahead of the journal; see Replayer
 	Checkpoint Checkpoint
 }
 
@@ -26,23 +25,25 @@ type Effects struct {
 // Invariants:
 //  1. opened <= promised.
 //  2. Nothing at a ballot below promised is ever taken.
-//  3. No entry lies above recovered at a ballot below opened (no ghosts).
+//  3. No entry is dead by a cut (no ghosts).
 //  4. log.base < slot <= Received() holds exactly what ballot opened proposed there.
 //  5. Durable() <= Received().
 type Acceptor struct {
-	promised  Ballot
-	opened    Ballot
-	recovered uint64
-	ckpt      Checkpoint
-	log       slotLog
-	durable   uint64
-	commit    uint64
-	rec       Record // reused
+	promised Ballot
+	opened   Ballot // lastCut(cuts).Ballot
+	cuts     []Cut
+	openPos  int64 // of the RecordOpen that the stable store does not have yet, or -1
+	ckpt     Checkpoint
+	log      slotLog
+	durable  uint64
+	commit   uint64
+	rec      Record // reused
 }
 
 // NewAcceptor makes the acceptor of a group whose journal holds nothing.
 func NewAcceptor(h Hard) *Acceptor {
-	a := &Acceptor{promised: h.Promised, opened: h.Opened, recovered: h.Recovered, ckpt: h.Checkpoint}
+	a := &Acceptor{promised: h.Promised, opened: lastCut(h.Cuts).Ballot, cuts: h.Cuts, openPos: -1,
+		ckpt: h.Checkpoint}
 	a.log.base, a.durable, a.commit = h.Checkpoint.UpTo, h.Checkpoint.UpTo, h.Checkpoint.UpTo
 	return a
 }
@@ -53,7 +54,7 @@ func (a *Acceptor) Hard() Hard {
 	if mutation == mutateForgetPromise {
 		promised = Ballot{}
 	}
-	return Hard{Promised: promised, Opened: a.opened, Recovered: a.recovered, Checkpoint: a.ckpt}
+	return Hard{Promised: promised, Cuts: a.cuts, Checkpoint: a.ckpt}
 }
 
 func (a *Acceptor) Promised() Ballot       { return a.promised }
@@ -102,7 +103,7 @@ func (a *Acceptor) Prepare(b Ballot, force, holderMayLive bool) (Status, Effects
 
 // Promise is the phase 1 answer. The caller has made all of it durable.
 func (a *Acceptor) Promise() Promise {
-	p := Promise{Checkpoint: a.ckpt, Opened: a.opened, Recovered: a.recovered, Commit: a.commit,
+	p := Promise{Checkpoint: a.ckpt, Cuts: a.cuts, Commit: a.commit,
 		Runs: append([]Run(nil), a.log.runs...)}
 	for _, s := range a.log.special {
 		if s.kind == EntryConfig {
@@ -118,7 +119,7 @@ func (a *Acceptor) State(b Ballot) (Status, State) {
 		return Fenced, State{}
 	}
 	if a.opened == b {
-		s := State{Received: a.Received(), Durable: a.durable}
+		s := State{Opened: true, Received: a.Received(), Durable: a.durable}
 		for _, r := range a.log.runs {
 			if r.Ballot != b {
 				s.Runs = append(s.Runs, r)
@@ -133,12 +134,37 @@ func (a *Acceptor) admits(b Ballot) bool {
 	return mutation == mutateIgnoreBallot || !b.Less(a.promised)
 }
 
-// receivedAt is Received as if ballot b were opened.
-func (a *Acceptor) receivedAt(b Ballot) uint64 {
-	if a.opened == b {
-		return a.Received()
+// Open meets a ballot that has finished its phase 1, before any of its entries.
+// What its cuts kill goes, so that no later phase 1 can find it either.
+func (a *Acceptor) Open(b Ballot, cuts []Cut, j Journal) (Status, error) {
+	switch {
+	case !a.admits(b):
+		return Fenced, nil
+	case a.opened == b:
+		return OK, nil
+	case lastCut(cuts).Ballot != b || b.Less(a.opened):
+		return Gap, nil
 	}
-	return a.log.base
+	cuts = addCuts(a.cuts, cuts)
+	if len(cuts) > RunsMax {
+		return Full, nil
+	}
+	a.rec = Record{Kind: RecordOpen, Ballot: b, Commit: a.commit, Cuts: cuts}
+	pos, _, err := j.Append(&a.rec)
+	if err != nil {
+		return Full, err
+	}
+	if a.promised.Less(b) {
+		a.promised = b
+	}
+	a.opened, a.cuts, a.openPos = b, cuts, pos
+	if mutation != mutateCarryStale {
+		for _, c := range cuts {
+			a.log.kill(c)
+		}
+	}
+	a.durable = a.log.base
+	return OK, nil
 }
 
 // Accept takes one entry; the shell has checked it with CheckBody. The error is the
@@ -147,14 +173,17 @@ func (a *Acceptor) Accept(m *Accept, j Journal) (Status, error) {
 	if !a.admits(m.Ballot) {
 		return Fenced, nil
 	}
-	received := a.receivedAt(m.Ballot)
+	if a.opened != m.Ballot {
+		return Gap, nil
+	}
+	received := a.Received()
 	if m.Slot <= received {
 		return OK, a.Learn(m.Ballot, m.Commit, j)
 	}
 	if m.Slot > received+1 {
 		return Gap, nil
 	}
-	if len(a.log.runs) >= RunsMax && a.opened != m.Ballot {
+	if len(a.log.runs) >= RunsMax && a.log.runs[0].Ballot != m.Ballot {
 		return Full, nil
 	}
 	var sp *special
@@ -166,14 +195,13 @@ func (a *Acceptor) Accept(m *Accept, j Journal) (Status, error) {
 		sp = &s
 	}
 	commit := max(a.commit, min(m.Commit, m.Slot))
-	a.rec = Record{Kind: RecordAccept, Ballot: m.Ballot, Recovered: m.Recovered, Commit: commit,
+	a.rec = Record{Kind: RecordAccept, Ballot: m.Ballot, Commit: commit,
 		Slot: m.Slot, EntryKind: m.Kind, Body: m.Body}
 	pos, size, err := j.Append(&a.rec)
 	a.rec.Body = nil
 	if err != nil {
 		return Full, err
 	}
-	a.open(m.Ballot, m.Recovered)
 	a.log.put(m.Slot, m.Ballot, slotMeta{pos, int32(size), int32(len(m.Body)), m.Kind}, sp)
 	a.commit = commit
 	return OK, nil
@@ -185,11 +213,14 @@ func (a *Acceptor) Renew(m *Renew, j Journal) (Status, error) {
 	if !a.admits(m.Ballot) {
 		return Fenced, nil
 	}
-	to := a.receivedAt(m.Ballot)
+	if a.opened != m.Ballot {
+		return Gap, nil
+	}
+	to := a.Received()
 	var taken []Run
 	status := OK
 	for _, r := range m.Runs {
-		end := min(r.To, m.Recovered)
+		end := r.To
 		if end <= to {
 			continue
 		}
@@ -208,15 +239,11 @@ func (a *Acceptor) Renew(m *Renew, j Journal) (Status, error) {
 	if len(taken) == 0 {
 		return status, nil
 	}
-	if len(a.log.runs) >= RunsMax && a.opened != m.Ballot {
-		return Full, nil
-	}
 	commit := max(a.commit, min(m.Commit, to))
-	a.rec = Record{Kind: RecordRenew, Ballot: m.Ballot, Recovered: m.Recovered, Commit: commit, Runs: taken}
+	a.rec = Record{Kind: RecordRenew, Ballot: m.Ballot, Commit: commit, Runs: taken}
 	if _, _, err := j.Append(&a.rec); err != nil {
 		return Full, err
 	}
-	a.open(m.Ballot, m.Recovered)
 	a.log.raise(to, m.Ballot)
 	a.commit = commit
 	return status, nil
@@ -237,28 +264,12 @@ func (a *Acceptor) Learn(b Ballot, commit uint64, j Journal) error {
 	a.commit = commit
 	for _, s := range a.log.special {
 		if s.kind == EntryConfig && s.slot > before && s.slot <= commit {
-			a.rec = Record{Kind: RecordCommit, Ballot: a.opened, Recovered: a.recovered, Commit: commit}
+			a.rec = Record{Kind: RecordCommit, Ballot: a.opened, Commit: commit}
 			_, _, err := j.Append(&a.rec)
 			return err
 		}
 	}
 	return nil
-}
-
-// open meets ballot b: what lies beyond its recovered slot was not learnt by it
-// and goes, so that a later phase 1 cannot find it either.
-func (a *Acceptor) open(b Ballot, recovered uint64) {
-	if a.promised.Less(b) {
-		a.promised = b
-	}
-	if !a.opened.Less(b) {
-		return
-	}
-	a.opened, a.recovered = b, recovered
-	if mutation != mutateCarryStale {
-		a.log.cut(recovered)
-	}
-	a.durable = a.log.base
 }
 
 // Synced tells that everything journaled when Received() was received, at
@@ -273,7 +284,7 @@ func (a *Acceptor) Synced(b Ballot, received uint64) bool {
 }
 
 // Due returns the checkpoint that a chosen entry allows to take, if it is newer
-// than the present one. The shell persists Hard with it and then calls Advance.
+// than the present one. The shell persists Hard with it and then calls Persisted.
 func (a *Acceptor) Due() (Checkpoint, bool) {
 	for i := len(a.log.special) - 1; i >= 0; i-- {
 		s := a.log.special[i]
@@ -294,9 +305,14 @@ func (a *Acceptor) configAt(slot uint64) Config {
 	return c
 }
 
-// Advance takes a chosen checkpoint that the stable store already holds, its own
-// or an installed one, and lets the log up to it go.
-func (a *Acceptor) Advance(c Checkpoint) {
+// Persisted tells that the stable store holds h: an earlier Hard, perhaps with a
+// newer chosen checkpoint, its own (Due) or one installed. The log up to
+// the checkpoint goes.
+func (a *Acceptor) Persisted(h Hard) {
+	if lastCut(h.Cuts).Ballot == a.opened {
+		a.openPos = -1
+	}
+	c := h.Checkpoint
 	if c.UpTo <= a.ckpt.UpTo {
 		return
 	}
@@ -325,7 +341,11 @@ func (a *Acceptor) Locate(slot uint64) (Where, bool) {
 	return Where{slot, a.log.runAt(slot).Ballot, m.kind, m.pos, int(m.size), int(m.n)}, true
 }
 
-// OldestPos is the lowest journal position still needed.
+// OpenPos is the place of a record that only Hard can replace: before the journal
+// is trimmed beyond it, Hard must be persisted.
+func (a *Acceptor) OpenPos() (pos int64, ok bool) { return a.openPos, a.openPos >= 0 }
+
+// OldestPos is the lowest journal position of an entry.
 func (a *Acceptor) OldestPos() (pos int64, ok bool) {
 	for i, m := range a.log.entries[a.log.head:] {
 		if i == 0 || m.pos < pos {
@@ -352,7 +372,7 @@ func (a *Acceptor) Move(w Where, body []byte, j Journal) error {
 	if now, ok := a.Locate(w.Slot); !ok || now != w {
 		return nil
 	}
-	a.rec = Record{Kind: RecordMove, Ballot: a.opened, Recovered: a.recovered, Commit: a.commit,
+	a.rec = Record{Kind: RecordMove, Ballot: a.opened, Commit: a.commit,
 		Slot: w.Slot, EntryKind: w.Kind, EntryBallot: w.Ballot, Body: body}
 	pos, size, err := j.Append(&a.rec)
 	a.rec.Body = nil
@@ -374,11 +394,14 @@ func (a *Acceptor) Check() {
 	}
 	must(!a.promised.Less(a.opened), "opened above promised")
 	must(a.durable <= a.Received() && a.durable >= a.log.base, "durable out of range")
+	must(lastCut(a.cuts).Ballot == a.opened, "cuts do not end at the opened ballot")
 	next := a.log.base + 1
 	for i, r := range a.log.runs {
 		must(r.From == next && r.To >= r.From, "runs not contiguous")
 		must(i == 0 || r.Ballot.Less(a.log.runs[i-1].Ballot), "runs not descending")
-		must(r.Ballot == a.opened || r.To <= a.recovered, "ghost")
+		for _, c := range a.cuts {
+			must(!c.kills(r.To, r.Ballot), "ghost")
+		}
 		next = r.To + 1
 	}
 	must(next == a.log.last()+1, "runs do not cover the log")

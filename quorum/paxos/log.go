@@ -133,6 +133,16 @@ func (l *slotLog) cut(to uint64) {
 	}
 }
 
+// kill drops what is dead by c. Ballots descend along the log, so that is its end.
+func (l *slotLog) kill(c Cut) {
+	for _, r := range l.runs {
+		if c.kills(r.To, r.Ballot) {
+			l.cut(max(c.Slot, r.From-1))
+			return
+		}
+	}
+}
+
 // advance drops the slots up to base, which a checkpoint stands for.
 func (l *slotLog) advance(base uint64) {
 	if base <= l.base {

@@ -39,37 +39,32 @@ func (s Status) String() string {
 // Valid tells whether s is a known number.
 func (s Status) Valid() bool { return s < statusCount }
 
-// Accept asks a member to take one entry at a ballot.
+// Accept asks a member to take one entry at a ballot that it opened.
 type Accept struct {
 	Ballot Ballot
-	// Recovered is the last slot that this ballot's phase 1 learnt: what a
-	// member has beyond it from lower ballots was not learnt and must go.
-	Recovered uint64
-	Commit    uint64 // every slot up to here is chosen
-	Slot      uint64
-	Body      []byte
-	Stream    uint32 // echoed in the answer
-	Kind      EntryKind
-	Sync      bool // start to sync at once
+	Commit uint64 // every slot up to here is chosen
+	Slot   uint64
+	Body   []byte
+	Stream uint32 // echoed in the answer
+	Kind   EntryKind
+	Sync   bool // start to sync at once
 }
 
 // Renew asks a member to take, at Ballot, entries that it already has at lower
-// ones. Runs ascend without overlap and end at Recovered or before.
+// ones. Runs ascend without overlap.
 type Renew struct {
-	Ballot    Ballot
-	Recovered uint64
-	Commit    uint64
-	Runs      []Run
-	Stream    uint32
-	Sync      bool
+	Ballot Ballot
+	Commit uint64
+	Runs   []Run
+	Stream uint32
+	Sync   bool
 }
 
 // Promise is a member's phase 1 answer: its whole state but for the bodies.
 // All of it is durable.
 type Promise struct {
 	Checkpoint Checkpoint
-	Opened     Ballot // highest ballot whose entries it met
-	Recovered  uint64 // that ballot's
+	Cuts       []Cut // of the openings it met; the last is the opened ballot's
 	Commit     uint64
 	Runs       []Run      // the log, ascending and contiguous from Checkpoint.UpTo+1
 	Configs    []ConfigAt // config entries in the log, ascending
@@ -83,6 +78,7 @@ type ConfigAt struct {
 
 // State is a member's answer to a probe.
 type State struct {
+	Opened            bool   // it met the asked ballot's opening
 	Received, Durable uint64 // contiguous at the asked ballot
 	Runs              []Run  // the log beyond Received, at lower ballots
 }
@@ -99,15 +95,15 @@ const (
 	RecordMove
 	// RecordCommit: slots up to Commit are chosen.
 	RecordCommit
+	// RecordOpen: a ballot was opened.
+	RecordOpen
 )
 
-// Record is one journal record of one group. Ballot and Recovered are always
-// the opening in force, so that any record recreates it.
+// Record is one journal record of one group. Ballot is the one opened.
 type Record struct {
-	Kind      RecordKind
-	Ballot    Ballot
-	Recovered uint64
-	Commit    uint64
+	Kind   RecordKind
+	Ballot Ballot
+	Commit uint64
 
 	Slot        uint64 // RecordAccept, RecordMove
 	EntryKind   EntryKind
@@ -115,6 +111,7 @@ type Record struct {
 	Body        []byte
 
 	Runs []Run // RecordRenew
+	Cuts []Cut // RecordOpen; the last is of Ballot
 }
 
 // Journal takes records into memory, in order, and tells where they are. Body is

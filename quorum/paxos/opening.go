@@ -138,6 +138,7 @@ type Plan struct {
 	Checkpoint Checkpoint // newest one met; chosen
 	Recovered  uint64     // last slot learnt
 	Commit     uint64     // known to be chosen
+	Cuts       []Cut      // what members must know; the last is this ballot's
 	// Segments cover Checkpoint.UpTo+1..Recovered: the value of each slot is
 	// the one accepted at the segment's ballot.
 	Segments []Segment
@@ -151,20 +152,15 @@ type Segment struct {
 
 // Plan selects, for each slot, the value of the highest ballot. Only call it when Done.
 //
-// Of the highest ballot b* that any member opened, the recovered slot R* is
-// known, and entries of lower ballots beyond R* are ignored: b* did not learn them, so
-// they were not chosen, and its holder may have served reads without them.
+// Entries that are dead by a cut that any of the members met are ignored, and
+// all those cuts are handed on together with this ballot's own.
 func (o *Opening) Plan() *Plan {
 	plan := &Plan{Ballot: o.ballot}
-	var opened Ballot
-	var recovered uint64
 	for i, pr := range o.promises {
 		if i == 0 || pr.p.Checkpoint.UpTo > plan.Checkpoint.UpTo {
 			plan.Checkpoint = pr.p.Checkpoint
 		}
-		if opened.Less(pr.p.Opened) {
-			opened, recovered = pr.p.Opened, pr.p.Recovered
-		}
+		plan.Cuts = addCuts(plan.Cuts, pr.p.Cuts)
 		plan.Commit = max(plan.Commit, pr.p.Commit)
 	}
 	type source struct {
@@ -176,8 +172,10 @@ func (o *Opening) Plan() *Plan {
 	for _, pr := range o.promises {
 		s := source{from: pr.from}
 		for _, r := range pr.p.Runs {
-			if r.Ballot.Less(opened) && mutation != mutateCarryStale {
-				r.To = min(r.To, recovered)
+			for _, c := range plan.Cuts {
+				if r.Ballot.Less(c.Ballot) && mutation != mutateCarryStale {
+					r.To = min(r.To, c.Slot)
+				}
 			}
 			if r.From <= r.To {
 				s.runs = append(s.runs, r)
@@ -187,6 +185,7 @@ func (o *Opening) Plan() *Plan {
 		sources = append(sources, s)
 	}
 	plan.Commit = max(min(plan.Commit, plan.Recovered), plan.Checkpoint.UpTo)
+	plan.Cuts = pruneCuts(addCut(plan.Cuts, Cut{o.ballot, plan.Recovered}), plan.Commit)
 	for at := plan.Checkpoint.UpTo + 1; at <= plan.Recovered; {
 		seg := Segment{Run: Run{From: at, To: plan.Recovered}}
 		for _, s := range sources {

@@ -6,6 +6,7 @@ type Peer struct {
 	state                  peerState
 	connected              bool
 	heard                  bool   // since the last tick
+	opened                 bool   // it met this ballot, or will before anything else that is sent
 	repeat                 bool   // the probe is a repetition: an answer to the first will do
 	stream                 uint32 // of messages; a gap ends it
 	next                   uint64 // slot to send
@@ -50,6 +51,7 @@ type OutKind uint8
 
 const (
 	OutProbe OutKind = iota
+	OutOpen
 	OutAccept
 	OutRenew
 	OutSync
@@ -66,6 +68,7 @@ type Out struct {
 	Commit     uint64
 	Body       []byte      // OutAccept; as proposed
 	Runs       []Run       // OutRenew
+	Cuts       []Cut       // OutOpen; shared, read only
 	Checkpoint *Checkpoint // OutInstall: report back with OnInstalled
 }
 
@@ -203,6 +206,11 @@ func (p *Proposer) pullStream(q *Peer) (Out, bool) {
 		return Out{Kind: OutInstall, Stream: q.stream, Checkpoint: &c}, true
 	}
 	out := Out{Stream: q.stream, Commit: p.commit}
+	if !q.opened {
+		q.opened = true
+		out.Kind, out.Cuts = OutOpen, p.cuts
+		return out, true
+	}
 	limit := p.sendLimit()
 	want := min(q.syncWant, limit) // what is held back cannot be synced yet
 	if q.next <= limit {
@@ -281,7 +289,7 @@ func (p *Proposer) OnState(i int, stream uint32, status Status, s State) bool {
 		q.state = peerBehind
 		return p.advance()
 	}
-	q.state, q.next = peerStreaming, s.Received+1
+	q.state, q.next, q.opened = peerStreaming, s.Received+1, s.Opened
 	q.renew = q.renew[:0]
 	for _, have := range s.Runs {
 		for _, want := range p.origin {

@@ -19,6 +19,7 @@ import (
 type Proposer struct {
 	ballot    Ballot
 	recovered uint64
+	cuts      []Cut
 	ckpt      Checkpoint // newest chosen
 	tail      tail       // from ckpt.UpTo+1, or earlier until it is released
 	origin    []Run      // ballots at which phase 1 found the slots up to recovered
@@ -45,7 +46,7 @@ type view struct {
 // EntryOpen and wants everything durable; the opening is complete when
 // Commit reaches Next()-1.
 func NewProposer(plan *Plan, entries []Entry) (*Proposer, error) {
-	p := &Proposer{ballot: plan.Ballot, recovered: plan.Recovered, ckpt: plan.Checkpoint,
+	p := &Proposer{ballot: plan.Ballot, recovered: plan.Recovered, cuts: plan.Cuts, ckpt: plan.Checkpoint,
 		commit: plan.Commit, received: plan.Commit}
 	p.tail.base = plan.Checkpoint.UpTo
 	for _, s := range plan.Segments {
@@ -92,7 +93,6 @@ func (p *Proposer) add(kind EntryKind, body []byte) uint64 {
 }
 
 func (p *Proposer) Ballot() Ballot         { return p.ballot }
-func (p *Proposer) Recovered() uint64      { return p.recovered }
 func (p *Proposer) Checkpoint() Checkpoint { return p.ckpt }
 func (p *Proposer) Next() uint64           { return p.tail.last() + 1 }
 func (p *Proposer) Base() uint64           { return p.tail.base }

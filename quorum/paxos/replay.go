@@ -10,11 +10,11 @@ import (
 // and the front of the journal may be gone. Hence the sparse map, which must
 // have become contiguous by the end.
 type Replayer struct {
-	hard      Hard
-	opened    Ballot
-	recovered uint64
-	commit    uint64
-	slots     map[uint64]*replayed
+	hard    Hard
+	cuts    []Cut
+	openPos int64
+	commit  uint64
+	slots   map[uint64]*replayed
 }
 
 type replayed struct {
@@ -25,12 +25,14 @@ type replayed struct {
 
 // NewReplayer begins with what the stable store holds.
 func NewReplayer(h Hard) *Replayer {
-	return &Replayer{hard: h, slots: make(map[uint64]*replayed)}
+	return &Replayer{hard: h, cuts: h.Cuts, openPos: -1, slots: make(map[uint64]*replayed)}
 }
 
 // Apply takes the next record, found at pos with size bytes.
 func (r *Replayer) Apply(rec *Record, pos int64, size int) error {
-	r.open(rec.Ballot, rec.Recovered)
+	if r.hard.Promised.Less(rec.Ballot) {
+		r.hard.Promised = rec.Ballot
+	}
 	r.commit = max(r.commit, rec.Commit)
 	switch rec.Kind {
 	case RecordAccept, RecordMove:
@@ -54,6 +56,14 @@ func (r *Replayer) Apply(rec *Record, pos int64, size int) error {
 		for _, run := range rec.Runs {
 			r.renew(run, rec.Ballot)
 		}
+	case RecordOpen:
+		if lastCut(rec.Cuts).Ballot != rec.Ballot {
+			return fmt.Errorf("the cuts of ballot %v end at another", rec.Ballot)
+		}
+		r.cuts = addCuts(r.cuts, rec.Cuts)
+		if rec.Ballot == lastCut(r.cuts).Ballot && rec.Ballot != lastCut(r.hard.Cuts).Ballot {
+			r.openPos = pos
+		}
 	case RecordCommit:
 	default:
 		return fmt.Errorf("unknown record kind %d", rec.Kind)
@@ -61,20 +71,17 @@ func (r *Replayer) Apply(rec *Record, pos int64, size int) error {
 	return nil
 }
 
-func (r *Replayer) open(b Ballot, recovered uint64) {
-	if r.hard.Promised.Less(b) {
-		r.hard.Promised = b
-	}
-	if !r.opened.Less(b) {
-		return
-	}
-	r.opened, r.recovered = b, recovered
+// bury removes what is dead by a cut.
+func (r *Replayer) bury() {
 	if mutation == mutateCarryStale {
 		return
 	}
-	for s := range r.slots {
-		if s > recovered {
-			delete(r.slots, s)
+	for s, e := range r.slots {
+		for _, c := range r.cuts {
+			if c.kills(s, e.ballot) {
+				delete(r.slots, s)
+				break
+			}
 		}
 	}
 }
@@ -101,11 +108,13 @@ func (r *Replayer) renew(run Run, b Ballot) {
 // Finish returns the acceptor. The shell syncs the journal and then calls
 // Synced with what it received.
 func (r *Replayer) Finish() (*Acceptor, error) {
-	// The stable store may know of an opening whose records a power cut took.
-	r.open(r.hard.Opened, r.hard.Recovered)
+	// The stable store may know of an opening whose records a power cut took. What
+	// is dead by any cut is dead, in whatever order they were met.
+	r.bury()
 	h := r.hard
-	h.Opened, h.Recovered = r.opened, r.recovered
+	h.Cuts = r.cuts
 	a := NewAcceptor(h)
+	a.openPos = r.openPos
 	order := make([]uint64, 0, len(r.slots))
 	for s := range r.slots {
 		order = append(order, s)

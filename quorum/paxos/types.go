@@ -20,7 +20,7 @@ const (
 	BodyMax = 1<<20 + 4<<10
 	// ValueMax bounds the value of a checkpoint.
 	ValueMax = 64 << 10
-	// RunsMax bounds the ballot runs of one log that a message or record tells.
+	// RunsMax bounds the ballot runs of one log, and its cuts.
 	RunsMax = 4096
 	// WindowBytesMax bounds the bytes sent to one member and not yet answered.
 	WindowBytesMax = 8 << 20

@@ -159,8 +159,7 @@ func (h *holder) pump() {
 				h.n.w.send(h.n.i, to.i, func() { to.install(h.n.i, h.ballot, *out.Checkpoint) })
 				continue
 			}
-			recovered := h.core.Recovered()
-			h.n.w.send(h.n.i, to.i, func() { to.take(h.n.i, h.ballot, recovered, out) })
+			h.n.w.send(h.n.i, to.i, func() { to.take(h.n.i, h.ballot, out) })
 		}
 	}
 }

@@ -22,6 +22,7 @@ type node struct {
 	epoch    uint64 // highest used in this boot
 	promised *paxos.Promise
 	promise  paxos.Ballot // highest one answered
+	opened   paxos.Ballot // when it was
 }
 
 // disk is a journal with a synced part, and a stable store.
@@ -129,7 +130,7 @@ func (n *node) remembers() {
 	if a.Promised().Less(n.promise) {
 		n.w.fail("node %d forgot its promise of %v", n.i, n.promise)
 	}
-	if n.promised == nil || a.Opened() != n.promised.Opened {
+	if n.promised == nil || a.Opened() != n.opened {
 		return
 	}
 	for _, r := range n.promised.Runs {
@@ -188,7 +189,7 @@ func (n *node) answer(status paxos.Status) {
 }
 
 // take carries out one of a proposer's messages.
-func (n *node) take(from int, ballot paxos.Ballot, recovered uint64, out paxos.Out) {
+func (n *node) take(from int, ballot paxos.Ballot, out paxos.Out) {
 	a := n.acceptor
 	if a == nil {
 		status := paxos.NoGroup
@@ -208,12 +209,14 @@ func (n *node) take(from int, ballot paxos.Ballot, recovered uint64, out paxos.O
 		}
 		n.state(from, ballot, out.Stream, status, s)
 		return
+	case paxos.OutOpen:
+		status, _ = a.Open(ballot, out.Cuts, n)
 	case paxos.OutAccept:
-		status, _ = a.Accept(&paxos.Accept{Ballot: ballot, Recovered: recovered, Commit: out.Commit,
+		status, _ = a.Accept(&paxos.Accept{Ballot: ballot, Commit: out.Commit,
 			Slot: out.Slot, Kind: out.EntryKind, Body: out.Body, Stream: out.Stream}, n)
 	case paxos.OutRenew:
 		n.w.stats.Renewed++
-		status, _ = a.Renew(&paxos.Renew{Ballot: ballot, Recovered: recovered, Commit: out.Commit,
+		status, _ = a.Renew(&paxos.Renew{Ballot: ballot, Commit: out.Commit,
 			Runs: out.Runs, Stream: out.Stream}, n)
 	case paxos.OutSync:
 		if ballot.Less(a.Promised()) {
@@ -273,6 +276,7 @@ func (n *node) prepare(from int, ballot paxos.Ballot) {
 	if effects.Persist {
 		h := a.Hard()
 		n.disk.hard = &h
+		a.Persisted(h)
 	}
 	if n.mayDie() {
 		return
@@ -281,7 +285,7 @@ func (n *node) prepare(from int, ballot paxos.Ballot) {
 		n.disk.synced = n.disk.next
 	}
 	p := a.Promise()
-	n.promised, n.promise = &p, ballot
+	n.promised, n.promise, n.opened = &p, ballot, a.Opened()
 	n.w.send(n.i, from, func() {
 		if h := n.w.nodes[from].holder; h != nil && h.ballot == ballot {
 			h.promised(n.member, &p)
@@ -352,7 +356,7 @@ func (n *node) persist(c paxos.Checkpoint) bool {
 	if n.mayDie() {
 		return true
 	}
-	n.acceptor.Advance(c)
+	n.acceptor.Persisted(h)
 	return false
 }
 
@@ -391,6 +395,9 @@ func (n *node) forward() {
 	floor, ok := n.acceptor.OldestPos()
 	if !ok {
 		floor = n.disk.next
+	}
+	if pos, ok := n.acceptor.OpenPos(); ok && pos < floor && n.persist(n.acceptor.Checkpoint()) {
+		return
 	}
 	drop := 0
 	for drop < len(n.disk.records) && n.disk.records[drop].pos < floor {
