@@ -51,6 +51,8 @@ type base struct {
 
 	peers sync.Map // ident.NodeID -> *outbound
 
+	callPool sync.Pool // of *pendingCall; not global: channels belong to one synctest bubble
+
 	sent, received, sentBytes, receivedBytes atomic.Uint64
 	unknown, refused, overflows, connects    atomic.Uint64
 }

@@ -74,8 +74,6 @@ type callResult struct {
 	err  error
 }
 
-var callPool = sync.Pool{New: func() any { return &pendingCall{done: make(chan callResult, 1)} }}
-
 func newChannel(b *base, peer ident.NodeID, cls class) *channel {
 	return &channel{
 		base: b, peer: peer, cls: cls, gone: make(chan struct{}),
@@ -134,7 +132,10 @@ func (c *channel) call(ctx context.Context, typ Type, bufs [][]byte) ([]byte, er
 		return nil, notConnected(c.peer)
 	}
 	defer c.limit.release(cost(n))
-	p := callPool.Get().(*pendingCall)
+	p, _ := c.base.callPool.Get().(*pendingCall)
+	if p == nil {
+		p = &pendingCall{done: make(chan callResult, 1)}
+	}
 	c.mu.Lock()
 	if c.closed {
 		c.mu.Unlock()
@@ -160,7 +161,7 @@ func (c *channel) call(ctx context.Context, typ Type, bufs [][]byte) ([]byte, er
 		}
 		r = <-p.done // the answer has been taken from the map: it comes
 	}
-	callPool.Put(p)
+	c.base.callPool.Put(p)
 	return r.body, r.err
 }
 

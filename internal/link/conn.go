@@ -19,8 +19,10 @@ const (
 	// inlineFlushMax is how much one Send writes, for itself and others, before
 	// it leaves the rest to the connection's writer.
 	inlineFlushMax = 1 << 20
-	// idle buffers are not kept above this
+	// buffers above keepBuffer (of a bulk connection, above keepBulk) are given
+	// back when they get empty
 	keepBuffer = 1 << 20
+	keepBulk   = 4 << 20
 )
 
 // conn carries a channel over TCP and TLS.
@@ -38,6 +40,7 @@ type conn struct {
 	tls     *tls.Conn
 	wire    *wire
 	max     int
+	keep    int
 
 	// batch[off:] is what the flusher has taken; only the flusher touches it.
 	batch []byte
@@ -57,6 +60,10 @@ type conn struct {
 
 func newConn(m *Mesh, t *tls.Conn, w *wire, peer ident.NodeID, cls class) *conn {
 	c := &conn{mesh: m, tls: t, wire: w, max: m.cfg.QueueMax, wake: make(chan struct{}, 1)}
+	c.keep = keepBuffer
+	if cls == classBulk {
+		c.keep = keepBulk
+	}
 	c.channel = newChannel(&m.base, peer, cls)
 	c.channel.out = c
 	return c
@@ -172,7 +179,7 @@ func (c *conn) drain(patient bool) {
 func (c *conn) take() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if cap(c.batch) <= keepBuffer {
+	if c.batch != nil && cap(c.batch) <= c.keep {
 		c.spare = c.batch[:0]
 	}
 	c.batch, c.off = nil, 0
@@ -182,6 +189,9 @@ func (c *conn) take() bool {
 		c.room = nil
 	}
 	if len(c.pending) == 0 {
+		if c.pending == nil {
+			c.pending, c.spare = c.spare, nil
+		}
 		c.flushing = false
 		return false
 	}
@@ -244,7 +254,7 @@ func (c *conn) run() error {
 		if used > 0 {
 			n = copy(buf, buf[used:n])
 		}
-		if n == 0 && len(buf) > keepBuffer {
+		if n == 0 && len(buf) > c.keep {
 			buf = make([]byte, 2*recordMax)
 		}
 	}

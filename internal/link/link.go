@@ -31,7 +31,9 @@ type Peer interface {
 // Handler receives one-way messages. It runs on the connection's reader and
 // must not block on anything but local memory and page-cache writes; body is
 // valid only until it returns. more tells that at least one further whole
-// message is already buffered, so that a handler may put off work to the last.
+// message of this type from this Peer is already buffered and will be handed
+// to this handler next, whatever happens to the connection, so that it may put
+// off work to the last.
 // from stays usable later, for answers.
 type Handler func(from Peer, body []byte, more bool)
 
