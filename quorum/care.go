@@ -1,0 +1,229 @@
+package quorum
+
+import (
+	"context"
+	"sync/atomic"
+	"time"
+
+	"github.com/gabion-storage/gabion/quorum/paxos"
+)
+
+const (
+	// LazySyncDelay is how long received entries may stay unsynced when nobody
+	// asks for durability.
+	LazySyncDelay = time.Second
+	// LazySyncBytes of them are synced at once.
+	LazySyncBytes = 8 << 20
+	// A journal that is more than 1/forwardFraction full gets its oldest live
+	// entries copied forward, forwardBytesMax at a time.
+	forwardFraction = 2
+	forwardBytesMax = 4 << 20
+)
+
+// care is what Run needs to know of a brick.
+type care struct {
+	bytes atomic.Int64 // appended since the last round
+	due   atomic.Bool  // a round is coming
+}
+
+// appended notes that there is something to look after within LazySyncDelay. A
+// brick that nobody writes to is never looked at.
+func (a *Acceptors) appended(b *brick, n int) {
+	full := b.care.bytes.Add(int64(n)) >= LazySyncBytes
+	if !b.care.due.Swap(true) || full {
+		a.poke()
+	}
+}
+
+// Run does the background work until ctx ends: truncation after chosen
+// checkpoints, copy-forward of entries that pin old journal segments, lazy sync.
+func (a *Acceptors) Run(ctx context.Context) {
+	timer := time.NewTimer(LazySyncDelay)
+	timer.Stop()
+	defer timer.Stop()
+	armed := false
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-a.wake:
+			if !armed && a.tend(false) {
+				timer.Reset(LazySyncDelay)
+				armed = true
+			} else if armed {
+				a.tend(false)
+			}
+		case <-timer.C:
+			armed = a.tend(true)
+			if armed {
+				timer.Reset(LazySyncDelay)
+			}
+		}
+	}
+}
+
+// tend looks after every brick that has collected LazySyncBytes or, if late,
+// anything at all. It reports whether something was left for later.
+func (a *Acceptors) tend(late bool) (left bool) {
+	a.mu.RLock()
+	bricks := make([]*brick, 0, len(a.bricks))
+	for _, b := range a.bricks {
+		bricks = append(bricks, b)
+	}
+	a.mu.RUnlock()
+	for _, b := range bricks {
+		switch {
+		case !b.care.due.Load():
+		case late || b.care.bytes.Load() >= LazySyncBytes:
+			b.care.due.Store(false) // before the work: what comes now is for the next round
+			b.care.bytes.Store(0)
+			a.tendBrick(b)
+		default:
+			left = true
+		}
+	}
+	return left
+}
+
+func (a *Acceptors) tendBrick(b *brick) {
+	var groups []*group
+	for _, g := range a.all() {
+		if g.brick != b {
+			continue
+		}
+		groups = append(groups, g)
+		g.lazySync()
+		g.truncate()
+	}
+	if err := forward(b, groups); err != nil {
+		a.log.Error("copying journal entries forward failed", "brick", b.id.Short(), "error", err)
+	}
+}
+
+// lazySync bounds what a power cut can take of entries that nobody flushed.
+func (g *group) lazySync() {
+	g.mu.Lock()
+	start := g.broken == nil && !g.dropped && g.core.Received() > g.core.Durable() && g.startSync()
+	g.mu.Unlock()
+	if start {
+		g.brick.j.Sync(g.synced)
+	}
+}
+
+// truncate takes a checkpoint that was chosen: durably first, then the log goes.
+func (g *group) truncate() {
+	g.mu.Lock()
+	c, ok := g.core.Due()
+	g.mu.Unlock()
+	if !ok {
+		return
+	}
+	if err := g.persist(&c); err != nil {
+		g.a.log.Warn("a checkpoint was not persisted", "group", g.id.Short(), "error", err)
+	}
+}
+
+// forward trims the journal to its oldest live entry and, if too much is pinned
+// by few old entries, copies those to the end first. A copy must be
+// durable before its original may go.
+func forward(b *brick, groups []*group) error {
+	oldest, next, limit := b.j.Live()
+	floor := floorOf(groups, next)
+	if floor > oldest {
+		if err := trim(b, groups, floor); err != nil {
+			return err
+		}
+	}
+	if next-floor <= limit/forwardFraction {
+		return nil
+	}
+	below := floor + limit/16
+	moved := int64(0)
+	for _, g := range groups {
+		n, err := g.forward(below, forwardBytesMax-moved)
+		if err != nil {
+			return err
+		}
+		moved += n
+	}
+	if moved == 0 {
+		return nil
+	}
+	if err := syncNow(b.j); err != nil {
+		return err
+	}
+	return trim(b, groups, floorOf(groups, next))
+}
+
+// trim lets the journal before floor go. What only an opening's record there
+// tells goes to the stable store first.
+func trim(b *brick, groups []*group, floor int64) error {
+	for _, g := range groups {
+		g.mu.Lock()
+		pos, ok := g.core.OpenPos()
+		ok = ok && pos < floor && !g.dropped
+		g.mu.Unlock()
+		if ok {
+			if err := g.persist(nil); err != nil {
+				return err
+			}
+		}
+	}
+	b.j.Trim(floor)
+	return nil
+}
+
+// floorOf is the oldest position that any group needs, or next.
+func floorOf(groups []*group, next int64) int64 {
+	for _, g := range groups {
+		g.mu.Lock()
+		if pos, ok := g.core.OldestPos(); ok && !g.dropped && pos < next {
+			next = pos
+		}
+		g.mu.Unlock()
+	}
+	return next
+}
+
+// forward copies entries whose records lie before pos, up to budget bytes.
+func (g *group) forward(pos, budget int64) (moved int64, err error) {
+	if budget <= 0 {
+		return 0, nil
+	}
+	if err := g.brick.j.Write(); err != nil {
+		return 0, err
+	}
+	g.mu.Lock()
+	entries := g.core.Below(pos, fetchEntriesMax)
+	g.mu.Unlock()
+	for _, w := range entries {
+		if moved >= budget {
+			break
+		}
+		if err := g.move(w); err != nil {
+			return moved, err
+		}
+		moved += int64(w.Size)
+	}
+	return moved, nil
+}
+
+func (g *group) move(w paxos.Where) error {
+	rec, err := g.brick.j.ReadAt(w.Pos, w.Size)
+	if err != nil {
+		if g.movedFrom(w) {
+			return nil
+		}
+		return err
+	}
+	_, r, err := decodeRecord(rec)
+	if err != nil {
+		return err
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.dropped {
+		return nil
+	}
+	return g.core.Move(w, r.Body, g)
+}

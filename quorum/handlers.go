@@ -1,0 +1,183 @@
+package quorum
+
+import (
+	"sync"
+
+	"github.com/gabion-storage/gabion/internal/ident"
+	"github.com/gabion-storage/gabion/internal/link"
+	"github.com/gabion-storage/gabion/quorum/paxos"
+)
+
+// handle registers every message type.
+func (a *Acceptors) handle(t link.Transport) {
+	t.Handle(typeOpen, a.onOpen)
+	t.Handle(typeAccept, a.onAccept)
+	t.Handle(typeRenew, a.onRenew)
+	t.Handle(typeSync, a.onSync)
+	t.Handle(typeProbe, a.onProbe)
+	t.Handle(typeAccepted, func(from link.Peer, body []byte, more bool) { a.onAnswer(from, body, false) })
+	t.Handle(typeState, func(from link.Peer, body []byte, more bool) { a.onAnswer(from, body, true) })
+	t.HandleCall(typeQuery, a.onQuery)
+	t.HandleCall(typePrepare, a.onPrepare)
+	t.HandleCall(typeFetch, a.onFetch)
+	t.HandleCall(typeInstall, a.onInstall)
+	t.HandleCall(typeCreate, a.onCreate)
+	t.OnConnect(a.onConnect)
+}
+
+func (a *Acceptors) onOpen(from link.Peer, body []byte, more bool) {
+	var r request
+	if cuts, err := decodeOpen(body, &r); err != nil || r.ballot.Node != from.ID() {
+		a.damaged(from, "open", err)
+	} else if g := a.group(r.group, r.brick); g == nil {
+		a.refuse(from, &r, typeAccepted)
+	} else {
+		a.reply(asker{peer: from}, g.open(&r, cuts, asker{peer: from}), typeAccepted)
+	}
+	a.endBurst(more)
+}
+
+func (a *Acceptors) onAccept(from link.Peer, body []byte, more bool) {
+	var r request
+	var m paxos.Accept
+	if err := decodeAccept(body, &r, &m); err != nil || r.ballot.Node != from.ID() {
+		a.damaged(from, "accept", err)
+	} else if g := a.group(r.group, r.brick); g == nil {
+		a.refuse(from, &r, typeAccepted)
+	} else {
+		a.reply(asker{peer: from}, g.accept(&r, &m, asker{peer: from}), typeAccepted)
+	}
+	a.endBurst(more)
+}
+
+func (a *Acceptors) onRenew(from link.Peer, body []byte, more bool) {
+	var r request
+	var m paxos.Renew
+	if err := decodeRenew(body, &r, &m); err != nil || r.ballot.Node != from.ID() {
+		a.damaged(from, "renew", err)
+	} else if g := a.group(r.group, r.brick); g == nil {
+		a.refuse(from, &r, typeAccepted)
+	} else {
+		a.reply(asker{peer: from}, g.renew(&r, &m, asker{peer: from}), typeAccepted)
+	}
+	a.endBurst(more)
+}
+
+func (a *Acceptors) onSync(from link.Peer, body []byte, more bool) {
+	var r request
+	if err := decodeBare(body, &r); err != nil || r.ballot.Node != from.ID() {
+		a.damaged(from, "sync", err)
+	} else if g := a.group(r.group, r.brick); g == nil {
+		a.refuse(from, &r, typeAccepted)
+	} else {
+		a.reply(asker{peer: from}, g.sync(&r, asker{peer: from}), typeAccepted)
+	}
+	a.endBurst(more)
+}
+
+func (a *Acceptors) onProbe(from link.Peer, body []byte, more bool) {
+	a.endBurst(false) // what came before must be in the answer
+	var r request
+	if err := decodeBare(body, &r); err != nil || r.ballot.Node != from.ID() {
+		a.damaged(from, "probe", err)
+	} else if g := a.group(r.group, r.brick); g == nil {
+		a.refuse(from, &r, typeState)
+	} else {
+		a.reply(asker{peer: from}, g.probe(&r, asker{peer: from}), typeState)
+	}
+}
+
+func (a *Acceptors) damaged(from link.Peer, what string, err error) {
+	a.log.Warn("a message does not decode", "from", from.ID().Short(), "message", what, "error", err)
+}
+
+// endBurst answers everything owed, unless more messages are at hand. Whoever
+// comes first answers for all: an early answer does no harm.
+func (a *Acceptors) endBurst(more bool) {
+	if more {
+		return
+	}
+	for {
+		var batch [16]*group
+		a.dirtyMu.Lock()
+		n := copy(batch[:], a.dirty)
+		rest := copy(a.dirty, a.dirty[n:])
+		clear(a.dirty[rest:])
+		a.dirty = a.dirty[:rest]
+		a.dirtyMu.Unlock()
+		for _, g := range batch[:n] {
+			g.conclude()
+		}
+		if rest == 0 {
+			return
+		}
+	}
+}
+
+// refuse answers for a group that is not here. Reading why may touch the disk,
+// so not on the connection's reader.
+func (a *Acceptors) refuse(from link.Peer, r *request, typ link.Type) {
+	ans := answer{group: r.group, brick: r.brick, ballot: r.ballot, stream: r.stream}
+	go func() {
+		ans.status = a.absent(ans.group, ans.brick)
+		a.deliver(asker{peer: from}, &ans, typ)
+	}()
+}
+
+func (a *Acceptors) reply(to asker, ans *answer, typ link.Type) {
+	if ans != nil {
+		a.deliver(to, ans, typ)
+	}
+}
+
+// answerBuf keeps the answer path free of allocations.
+type answerBuf struct {
+	data []byte
+	bufs [1][]byte
+}
+
+var answerBufs = sync.Pool{New: func() any { return &answerBuf{data: make([]byte, 0, 256)} }}
+
+// deliver sends an answer, or hands it over. A lost one is made up for by the
+// proposer's probe.
+func (a *Acceptors) deliver(to asker, ans *answer, typ link.Type) {
+	switch {
+	case to.local != nil:
+		to.local.onAnswer(a.cfg.Transport.Self(), ans, typ == typeState)
+	case to.peer != nil:
+		b := answerBufs.Get().(*answerBuf)
+		b.data = appendAnswer(b.data[:0], ans, typ == typeState)
+		b.bufs[0] = b.data
+		_ = to.peer.Send(typ, b.bufs[:]...) // Unavailable: the proposer will probe
+		answerBufs.Put(b)
+	}
+}
+
+func (a *Acceptors) onAnswer(from link.Peer, body []byte, state bool) {
+	var ans answer
+	if err := decodeAnswer(body, &ans, state); err != nil {
+		a.damaged(from, "answer", err)
+		return
+	}
+	if p := a.proposer(ans.group, ans.ballot); p != nil {
+		p.onAnswer(from.ID(), &ans, state)
+	}
+}
+
+func (a *Acceptors) proposer(group ident.GroupID, b Ballot) *Proposer {
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	return a.proposers[proposerKey{group, b}]
+}
+
+func (a *Acceptors) onConnect(to ident.NodeID, _ bool) {
+	a.mu.RLock()
+	ps := make([]*Proposer, 0, len(a.proposers))
+	for _, p := range a.proposers {
+		ps = append(ps, p)
+	}
+	a.mu.RUnlock()
+	for _, p := range ps {
+		p.connected(to)
+	}
+}

@@ -1,0 +1,301 @@
+package quorum
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"time"
+
+	"github.com/gabion-storage/gabion/internal/fault"
+	"github.com/gabion-storage/gabion/internal/ident"
+	"github.com/gabion-storage/gabion/quorum/paxos"
+)
+
+// Recovered is what Open found, all of it chosen.
+type Recovered struct {
+	Checkpoint Checkpoint
+	// Entries are the slots Checkpoint.UpTo+1 .. Next()-1, all kinds, in order;
+	// the last is this holder's own EntryOpen. Bodies are read only.
+	Entries []Entry
+	Config  Config
+}
+
+// duelDelayMax bounds the random wait after another opener got ahead.
+const duelDelayMax = 100 * time.Millisecond
+
+// Open takes the group over: it asks the members, claims a higher ballot,
+// learns the tail, proposes it again and returns once all of it is durable on a
+// majority. Members that do not answer are asked again until ctx ends. Kinds:
+// Busy (the holder may be alive; Subject is its node id), NotFound (every seed
+// answered and none has the group), Unavailable (no majority answered in time),
+// Fenced (another opener won).
+func Open(ctx context.Context, cfg ProposerConfig) (*Proposer, *Recovered, error) {
+	const op = "quorum.open"
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Local == nil || cfg.Transport == nil || cfg.Self.IsZero() {
+		return nil, nil, fault.New(fault.Invalid, op, cfg.Group.String(), errors.New("transport, acceptors and node are required"))
+	}
+	o := &opener{cfg: cfg, force: cfg.Force}
+	for {
+		p, rec, err := o.attempt(ctx)
+		if err == nil {
+			return p, rec, nil
+		}
+		if !errors.Is(err, errBehind) {
+			return nil, nil, o.explain(ctx, err)
+		}
+		select {
+		case <-time.After(rand.N(duelDelayMax)):
+		case <-ctx.Done():
+			return nil, nil, o.explain(ctx, fmt.Errorf("%w; %w", err, ctx.Err()))
+		}
+	}
+}
+
+// errBehind: another opener's ballot is higher than the one tried.
+var errBehind = errors.New("another opener is ahead")
+
+type opener struct {
+	cfg     ProposerConfig
+	force   bool
+	highest Ballot // met so far
+	config  Config
+	last    error // what a member said last
+}
+
+// explain gives every failure a kind.
+func (o *opener) explain(ctx context.Context, err error) error {
+	const op = "quorum.open"
+	var f *fault.Error
+	if ctx.Err() == nil && errors.As(err, &f) {
+		return f
+	}
+	if f != nil && f.Kind == fault.Busy {
+		return f
+	}
+	text := errors.New("too few members answered in time")
+	return fault.New(fault.Unavailable, op, o.cfg.Group.String(), errors.Join(text, o.last, err))
+}
+
+func (o *opener) attempt(ctx context.Context) (*Proposer, *Recovered, error) {
+	if err := o.survey(ctx); err != nil {
+		return nil, nil, err
+	}
+	ballot := Ballot{Epoch: o.cfg.Local.claimEpoch(o.cfg.Group, o.highest.Epoch+1),
+		Node: o.cfg.Self, Boot: o.cfg.Boot}
+	plan, entries, err := o.learn(ctx, ballot)
+	if err != nil {
+		return nil, nil, err
+	}
+	core, err := paxos.NewProposer(plan, entries)
+	if err != nil {
+		return nil, nil, fault.New(fault.Corrupt, "quorum.open", o.cfg.Group.String(), err)
+	}
+	p := newProposer(o.cfg, core)
+	last := core.Next() - 1
+	p.pump()
+	if err := p.until(ctx, func() bool { return core.Commit() >= last }); err != nil {
+		p.Close()
+		return nil, nil, err
+	}
+	return p, p.begin(), nil
+}
+
+// begin ends the opening: from here on, callbacks are made.
+func (p *Proposer) begin() *Recovered {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	rec := &Recovered{Checkpoint: p.core.Checkpoint(), Config: p.core.Config()}
+	for slot := rec.Checkpoint.UpTo + 1; slot < p.core.Next(); slot++ {
+		rec.Entries = append(rec.Entries, p.core.Entry(slot))
+	}
+	p.opened = true
+	p.told.received, p.told.durable = p.core.Received(), p.core.Commit()
+	p.told.members = p.members
+	return rec
+}
+
+// survey finds the members and whether they let a new holder in.
+func (o *opener) survey(ctx context.Context) error {
+	const op = "quorum.open"
+	s := newSurvey(o.cfg.Transport, o.cfg.Group, o.cfg.Seeds)
+	var verdict error
+	err := s.run(ctx, func() bool {
+		o.last = s.oneFailure()
+		if s.dropped && s.config.Members == nil && s.settled() {
+			verdict = fault.New(fault.NotFound, op, o.cfg.Group.String(), errors.New("the group was dropped"))
+			return true
+		}
+		if s.nowhere() {
+			verdict = fault.New(fault.NotFound, op, o.cfg.Group.String(), errors.New("no node asked has the group"))
+			return true
+		}
+		need := s.config.Voters()/2 + 1
+		found, willing := s.voters()
+		if s.config.Members == nil || found < need {
+			return false
+		}
+		if o.force || willing >= need {
+			return true
+		}
+		if s.given() {
+			o.force = true
+			return true
+		}
+		if s.settled() {
+			verdict = busy(s.highest.Node)
+			return true
+		}
+		return false
+	})
+	o.highest, o.config = s.highest, s.config
+	if verdict != nil {
+		return verdict
+	}
+	return err
+}
+
+func busy(holder ident.NodeID) error {
+	return fault.Newf(fault.Busy, "quorum.open", holder.String(),
+		"node %s holds it and may be alive; wait until it is known to be gone, or force", holder)
+}
+
+// learn is phase 1 and the fetching of what it found.
+func (o *opener) learn(ctx context.Context, b Ballot) (*paxos.Plan, []Entry, error) {
+	opening := paxos.NewOpening(b)
+	opening.Hint(o.config)
+	q := newAsking[prepareReply](ctx)
+	defer q.stop()
+	objections := make(map[Member]bool)
+	for {
+		for _, m := range opening.Ask() {
+			q.ask(m, func(ctx context.Context) (prepareReply, error) { return o.prepare(ctx, m, b) })
+		}
+		select {
+		case r := <-q.results:
+			switch {
+			case r.err != nil:
+				o.last = r.err
+			case r.value.status == paxos.OK:
+				opening.Add(r.from, &r.value.promise)
+			case r.value.status == paxos.Fenced:
+				return nil, nil, errBehind
+			case r.value.status == paxos.Busy:
+				objections[r.from] = true
+				if 2*len(objections) >= o.config.Voters() {
+					return nil, nil, busy(r.value.promised.Node)
+				}
+			}
+		case <-ctx.Done():
+			return nil, nil, ctx.Err()
+		}
+		if !opening.Done() {
+			continue
+		}
+		plan := opening.Plan()
+		entries, lost, err := o.fetchAll(ctx, plan)
+		if err == nil {
+			return plan, entries, nil
+		}
+		// A member promised and went away with something that only it has. Its
+		// promise counts for nothing until it gives it; other majorities do.
+		o.last = err
+		for _, m := range lost {
+			opening.Remove(m)
+			q.again(m)
+		}
+		select {
+		case <-time.After(AskInterval):
+		case <-ctx.Done():
+			return nil, nil, ctx.Err()
+		}
+	}
+}
+
+// prepare asks one member to promise. A member without the group is asked again:
+// it may be installed meanwhile.
+func (o *opener) prepare(ctx context.Context, m Member, b Ballot) (prepareReply, error) {
+	call := prepareCall{group: o.cfg.Group, brick: m.Brick, ballot: b, force: o.force}
+	reply, err := o.cfg.Transport.Call(ctx, m.Node, typePrepare, appendPrepare(nil, &call))
+	if err != nil {
+		return prepareReply{}, err
+	}
+	r, err := decodePrepareReply(reply)
+	switch {
+	case err != nil:
+		return r, err
+	case r.status == paxos.OK && r.promised != b:
+		return r, errValue
+	case r.status != paxos.OK && r.status != paxos.Fenced && r.status != paxos.Busy:
+		return r, fmt.Errorf("node %s cannot promise: %v", m.Node.Short(), r.status)
+	}
+	return r, nil
+}
+
+// fetchAll gets the bodies of the plan, from this node where it has them. On
+// failure it names the members that did not give what they promised.
+func (o *opener) fetchAll(ctx context.Context, plan *paxos.Plan) (entries []Entry, lost []Member, err error) {
+	for _, seg := range plan.Segments {
+		sources := append([]Member(nil), seg.Sources...)
+		for i, m := range sources {
+			if m.Node == o.cfg.Self {
+				sources[0], sources[i] = sources[i], sources[0]
+			}
+		}
+		at := seg.From
+		for at <= seg.To {
+			if len(sources) == 0 {
+				return nil, lost, fmt.Errorf("slots %d to %d cannot be fetched: %w", at, seg.To, err)
+			}
+			var got []Entry
+			got, err = o.fetch(ctx, sources[0], at, seg)
+			if err != nil {
+				if ctx.Err() != nil {
+					return nil, nil, ctx.Err()
+				}
+				lost = append(lost, sources[0])
+				sources = sources[1:]
+				continue
+			}
+			entries = append(entries, got...)
+			at += uint64(len(got))
+		}
+	}
+	return entries, nil, nil
+}
+
+// fetch gets entries from slot on, in order, of the segment's ballot.
+func (o *opener) fetch(ctx context.Context, from Member, slot uint64, seg paxos.Segment) ([]Entry, error) {
+	call := fetchCall{group: o.cfg.Group, brick: from.Brick, from: slot, to: seg.To}
+	var status paxos.Status
+	var fs []fetched
+	var err error
+	if from.Node == o.cfg.Self {
+		status, fs, err = o.cfg.Local.fetch(&call)
+	} else {
+		var reply []byte
+		ctx, cancel := context.WithTimeout(ctx, askTimeout)
+		defer cancel()
+		if reply, err = o.cfg.Transport.Call(ctx, from.Node, typeFetch, appendFetch(nil, &call)); err == nil {
+			status, fs, err = decodeFetchReply(reply)
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	var entries []Entry
+	for i := range fs {
+		if fs[i].entry.Slot != slot+uint64(i) || fs[i].entry.Slot > seg.To || fs[i].ballot != seg.Ballot {
+			break // overwritten by another ballot since the promise
+		}
+		entries = append(entries, fs[i].entry)
+	}
+	if len(entries) == 0 {
+		return nil, fmt.Errorf("node %s no longer has slot %d at ballot %v: %v", from.Node.Short(), slot, seg.Ballot, status)
+	}
+	return entries, nil
+}
