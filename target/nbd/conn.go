@@ -133,7 +133,7 @@ func (c *conn) transmit() error {
 		c.srv.budget.release(c.granted)
 		c.granted = 0
 	}
-	if err == nil {
+	if c.why != nil {
 		err = c.why
 	}
 	c.mu.Unlock()

@@ -26,6 +26,7 @@ type negotiated struct {
 // handshake is one client's option haggling.
 type handshake struct {
 	srv   *Server
+	c     *client
 	nc    net.Conn
 	peer  string
 	in    *bufio.Reader
@@ -50,14 +51,14 @@ var options = map[proto.Option]func(h *handshake, o proto.Option, data []byte) e
 }
 
 // negotiate runs the handshake to its end.
-func negotiate(s *Server, nc net.Conn, peer string) (*negotiated, error) {
-	h := &handshake{srv: s, nc: nc, peer: peer}
+func negotiate(s *Server, c *client) (*negotiated, error) {
+	h := &handshake{srv: s, c: c, nc: c.nc, peer: c.peer}
 	h.limit()
 	h.out = proto.AppendGreeting(h.out)
 	if err := h.flush(); err != nil {
 		return nil, err
 	}
-	h.in = bufio.NewReaderSize(nc, 1<<10)
+	h.in = bufio.NewReaderSize(h.nc, 1<<10)
 	var b [proto.OptionHeaderSize]byte
 	if _, err := io.ReadFull(h.in, b[:proto.ClientFlagsSize]); err != nil {
 		return nil, h.readError(err)
@@ -88,7 +89,7 @@ func negotiate(s *Server, nc net.Conn, peer string) (*negotiated, error) {
 			return h.done, nil
 		}
 	}
-	return nil, fault.Newf(fault.Invalid, "nbd.handshake", peer, "more than %d options", OptionsMax)
+	return nil, fault.Newf(fault.Invalid, "nbd.handshake", h.peer, "more than %d options", OptionsMax)
 }
 
 // option reads the data of one option and replies.
@@ -209,9 +210,9 @@ func (h *handshake) begin(ctx context.Context, name string, e *target.Export) er
 	if err != nil {
 		return err
 	}
-	if h.srv.draining() {
+	if h.srv.draining() || !h.srv.choose(h.c) {
 		s.Close()
-		return fault.Newf(fault.Unavailable, "nbd.open", name, "the server is shutting down")
+		return fault.Newf(fault.Unavailable, "nbd.open", name, "the server is shutting down or has no room")
 	}
 	e.Size, e.BlockSize, e.ReadOnly = s.Size(), s.BlockSize(), s.ReadOnly()
 	h.done = &negotiated{export: name, session: s, gone: gone}

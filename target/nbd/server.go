@@ -35,8 +35,12 @@ type client struct {
 	nc    net.Conn
 	peer  string
 	since time.Time
-	// conn is set once negotiation is over; guarded by Server.mu.
-	conn *conn
+
+	// Guarded by Server.mu. chosen is set when an export is open and the client
+	// is about to hear of it: it is not evicted from then on. conn is set when
+	// transmission begins.
+	chosen bool
+	conn   *conn
 }
 
 // Stats is a snapshot of a server's counters.
@@ -144,7 +148,7 @@ func (s *Server) admit(nc net.Conn) {
 func (s *Server) evict() {
 	var oldest *client
 	for c := range s.conns {
-		if c.conn == nil && (oldest == nil || c.since.Before(oldest.since)) {
+		if !c.chosen && (oldest == nil || c.since.Before(oldest.since)) {
 			oldest = c
 		}
 	}
@@ -153,6 +157,15 @@ func (s *Server) evict() {
 		delete(s.conns, oldest)
 		oldest.nc.Close()
 	}
+}
+
+// choose tells that c is past negotiation; false if it was evicted meanwhile.
+func (s *Server) choose(c *client) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, open := s.conns[c]
+	c.chosen = open
+	return open
 }
 
 // peerOf names the other end for people.
@@ -184,7 +197,7 @@ func (s *Server) serve(c *client) {
 }
 
 func (s *Server) converse(c *client) error {
-	n, err := negotiate(s, c.nc, c.peer)
+	n, err := negotiate(s, c)
 	if err != nil {
 		return err
 	}
