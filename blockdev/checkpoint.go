@@ -29,15 +29,35 @@ func (v *Volume) startCheckpoint() {
 	}
 	if v.spawn(func() {
 		err := v.checkpoint(v.ctx)
-		if err != nil && v.ctx.Err() == nil {
-			v.stats.CheckpointErrors.Add(1)
-			v.cfg.Log.Warn("checkpoint failed, will be tried again", "volume", v.cfg.Name, "error", err)
-		}
+		v.judge(err)
 		v.checkpointing.Store(false)
 		v.unstall()
 		v.touch()
 	}) != nil {
 		v.checkpointing.Store(false)
+	}
+}
+
+// judge takes note of how a checkpoint ended.
+func (v *Volume) judge(err error) {
+	if v.ctx.Err() != nil {
+		return
+	}
+	full := fault.Is(err, fault.NoSpace)
+	v.mu.Lock()
+	was := v.full
+	v.full = full
+	v.mu.Unlock()
+	if err != nil {
+		v.stats.CheckpointErrors.Add(1)
+	}
+	switch {
+	case full && !was:
+		v.cfg.Log.Error("the bricks are full: writes fail until there is space", "volume", v.cfg.Name, "error", err)
+	case err != nil && !full:
+		v.cfg.Log.Warn("checkpoint failed, will be tried again", "volume", v.cfg.Name, "error", err)
+	case err == nil && was:
+		v.cfg.Log.Info("there is space again: writes go on", "volume", v.cfg.Name)
 	}
 }
 
@@ -53,7 +73,9 @@ func (v *Volume) Checkpoint(ctx context.Context) error {
 	}
 	defer v.unstall()
 	defer v.checkpointing.Store(false)
-	return v.checkpoint(ctx)
+	err := v.checkpoint(ctx)
+	v.judge(err)
+	return err
 }
 
 // unstall runs the operations that waited for room, in order.
@@ -62,6 +84,7 @@ func (v *Volume) unstall() {
 	q := v.stalled
 	v.stalled = nil
 	v.mu.Unlock()
+	// While the bricks are full these fail at once, by the rule for new writes.
 	for _, f := range q {
 		f()
 	}

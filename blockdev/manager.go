@@ -303,7 +303,7 @@ func (m *Manager) attachOnce(ctx context.Context, d pool.Volume, takeover bool) 
 func (m *Manager) volumeConfig(d pool.Volume) Config {
 	c := Config{
 		ID: d.ID, Name: d.Name, Size: d.Size, BlockSize: d.BlockSize, Replicas: d.Replicas,
-		Extents: m.cfg.Extents, View: m.cfg.View, Log: m.cfg.Log,
+		Extents: m.cfg.Extents, View: m.cfg.View, Log: m.cfg.Log, WriteCache: WriteCache(d.WriteCache),
 	}
 	if m.cfg.Tune != nil {
 		m.cfg.Tune(&c)

@@ -71,6 +71,20 @@ const (
 	inlineBytesMax = entryBlocksMax * BlockSize / 4
 )
 
+// WriteCache says when a plain write is answered. A flush is durable on a
+// majority in any case.
+type WriteCache string
+
+const (
+	// CacheNone: when a majority has it durable, as if every write were FUA.
+	CacheNone WriteCache = "none"
+	// CacheQuorum, the default: when a majority has received it, so that the
+	// death of any one process loses nothing that was answered.
+	CacheQuorum WriteCache = "quorum"
+	// CacheWriter: at once. What was not flushed dies with the holder.
+	CacheWriter WriteCache = "writer"
+)
+
 // Config describes one attachment.
 type Config struct {
 	ID        ident.VolumeID
@@ -82,6 +96,8 @@ type Config struct {
 	Extents Extents
 	View    overlay.View
 	Log     *slog.Logger
+
+	WriteCache WriteCache
 
 	CheckpointBytes int64
 	TailBytes       int64
@@ -136,6 +152,7 @@ type Volume struct {
 	inflight                 map[uint64]struct{} // extent numbers whose fate is not decided
 	mapGen                   uint64              // counts changes of root
 	stalled                  []func()            // operations that wait for room in the tail
+	full                     bool                // the last checkpoint found no space
 	err                      error               // set once: the attachment is over
 
 	pend      pending
@@ -324,10 +341,10 @@ func (v *Volume) tick() {
 	v.pend.expire(now.Add(-v.cfg.IOTimeout), v.cfg.Name)
 	v.mu.RLock()
 	unfolded := dirty(v.active) || v.frozen != nil
-	stalled := len(v.stalled) > 0
+	stalled, full := len(v.stalled) > 0, v.full
 	v.mu.RUnlock()
 	idle := now.Sub(time.Unix(0, v.lastWrite.Load())) >= v.cfg.CheckpointIdle
-	if unfolded && (idle || stalled) {
+	if unfolded && (idle || stalled || full) {
 		v.startCheckpoint()
 	}
 	if unfolded || stalled || !v.pend.empty() {

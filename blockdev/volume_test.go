@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"sync/atomic"
 	"testing"
 
 	"github.com/gabion-storage/gabion/internal/fault"
@@ -218,6 +219,47 @@ func TestOperationsEndWhenTheAttachmentEnds(t *testing.T) {
 	}
 	if err := r.v.ReadAt(t.Context(), make([]byte, 512), 0); !fault.Is(err, fault.Fenced) {
 		t.Errorf("read after the end: %v", err)
+	}
+}
+
+// TestFullBricksFailWritesOnly fills the bricks and empties them again.
+func TestFullBricksFailWritesOnly(t *testing.T) {
+	r := newRig(t, 32<<20, func(c *Config) { c.BlockSize, c.CheckpointBytes, c.TailBytes = 4096, 1<<20, 3<<20 })
+	var full atomic.Bool
+	r.ext.mu.Lock()
+	r.ext.fail = func(op string) error {
+		if op == "put" && full.Load() {
+			return fault.New(fault.NoSpace, "test", "", nil)
+		}
+		return nil
+	}
+	r.ext.mu.Unlock()
+	write := func(block int64) error {
+		return wait(r.v, func(d func(error)) { r.v.Write(bytes.Repeat([]byte{7}, 4096), block*4096, false, d) })
+	}
+	if err := write(0); err != nil {
+		t.Fatal(err)
+	}
+	full.Store(true)
+	var err error
+	for b := int64(1); err == nil && b < 8000; b++ {
+		err = write(b)
+	}
+	if !fault.Is(err, fault.NoSpace) {
+		t.Fatalf("writes to full bricks ended with %v", err)
+	}
+	if err := r.v.ReadAt(t.Context(), make([]byte, 4096), 0); err != nil {
+		t.Errorf("read while full: %v", err)
+	}
+	if err := wait(r.v, func(d func(error)) { r.v.Trim(0, 4096, true, d) }); err != nil {
+		t.Errorf("trim while full: %v", err)
+	}
+	full.Store(false)
+	if err := r.v.Checkpoint(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := write(1); err != nil {
+		t.Errorf("write after there was space again: %v", err)
 	}
 }
 

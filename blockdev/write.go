@@ -38,6 +38,12 @@ func (v *Volume) Write(p []byte, off int64, fua bool, done func(error)) {
 		return
 	}
 	v.mu.Lock()
+	if v.full && v.active.Bytes() >= v.cfg.CheckpointBytes/2 {
+		v.mu.Unlock()
+		v.touch()
+		done(v.noSpace())
+		return
+	}
 	if v.stall(len(p)) {
 		q := append([]byte(nil), p...)
 		v.stalled = append(v.stalled, func() { v.Write(q, off, fua, done) })
@@ -50,6 +56,13 @@ func (v *Volume) Write(p []byte, off int64, fua bool, done func(error)) {
 	full := v.tailFull()
 	v.mu.Unlock()
 	v.wrote(slot, err, fua, full, done)
+}
+
+// noSpace is what writes get while the bricks cannot take what the tail holds.
+// Reads, trims and deletions go on; a checkpoint is tried every second, and when
+// one succeeds writes do too.
+func (v *Volume) noSpace() error {
+	return fault.Newf(fault.NoSpace, "volume.write", v.cfg.Name, "the bricks are full; delete or trim something, or add a brick")
 }
 
 // stall reports whether an operation of n bytes must wait for a checkpoint.
@@ -94,10 +107,15 @@ func (v *Volume) wrote(slot uint64, err error, fua, full bool, done func(error))
 	}
 	v.writesSinceFlush.Add(1)
 	v.lastWrite.Store(time.Now().UnixNano())
+	fua = fua || v.cfg.WriteCache == CacheNone
 	if fua {
 		v.log.Sync(slot)
 	}
-	v.pend.add(slot, fua, done)
+	if !fua && v.cfg.WriteCache == CacheWriter {
+		done(nil)
+	} else {
+		v.pend.add(slot, fua, done)
+	}
 	if !v.ticking.Load() {
 		v.touch()
 	}

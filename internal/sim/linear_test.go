@@ -30,6 +30,7 @@ type op struct {
 	write bool
 	block int
 	value uint64
+	node  string // where, and with which epoch
 }
 
 // register is a block: reads return what was written last.
@@ -154,9 +155,11 @@ func linear(t *testing.T, seed uint64, power bool) {
 	finish(t, ctx, c, h)
 	res, info := porcupine.CheckOperationsVerbose(register, h.ops, 20*time.Second)
 	if res != porcupine.Ok {
-		f := fmt.Sprintf("%s/gabion-linear-%d.html", os.TempDir(), seed)
-		_ = porcupine.VisualizePath(register, info, f)
-		t.Fatalf("history of %d operations: %v; replay: GABION_SIM_SEED=%d go test ./internal/sim -run Linearizable; see %s", len(h.ops), res, seed, f)
+		_ = info
+		for _, line := range h.stale() {
+			t.Log(line)
+		}
+		t.Fatalf("history of %d operations: %v; replay: GABION_SIM_SEED=%d go test ./internal/sim -run Linearizable", len(h.ops), res, seed)
 	}
 	reads := 0
 	for _, o := range h.ops {
@@ -168,6 +171,33 @@ func linear(t *testing.T, seed uint64, power bool) {
 	if reads < 20 || len(h.ops)-reads < 20 {
 		t.Errorf("too little was done to prove anything")
 	}
+}
+
+// stale lists the plainest violations: reads of a value that an answered write
+// had replaced before the read began, or that nobody wrote.
+func (h *history) stale() (out []string) {
+	for _, r := range h.ops {
+		ri := r.Input.(op)
+		if ri.write {
+			continue
+		}
+		v := r.Output.(uint64)
+		wrote := porcupine.Operation{Return: -1, Input: op{node: "birth"}}
+		for _, w := range h.ops {
+			if wi := w.Input.(op); wi.write && wi.value == v && wi.block == ri.block {
+				wrote = w
+			}
+		}
+		for _, w := range h.ops {
+			if wi := w.Input.(op); wi.write && wi.block == ri.block && w.Call > wrote.Return && w.Return < r.Call && wi.value != v {
+				out = append(out, fmt.Sprintf("block %d: read %d at %s [%d,%d] us; it was written at %s [%d,%d] and replaced by %d at %s [%d,%d]",
+					ri.block, v, ri.node, r.Call/1000, r.Return/1000, wrote.Input.(op).node, wrote.Call/1000, wrote.Return/1000,
+					wi.value, wi.node, w.Call/1000, w.Return/1000))
+				break
+			}
+		}
+	}
+	return out[:min(len(out), 20)]
 }
 
 func pause(ctx context.Context, d time.Duration) {
@@ -216,6 +246,7 @@ func torment(t *testing.T, ctx context.Context, c *Cluster, rng *rand.Rand, powe
 func client(ctx context.Context, c *Cluster, h *history, id int, seed uint64, fua bool, stop chan struct{}) {
 	rng := rand.New(rand.NewPCG(seed, uint64(100+id)))
 	var s target.Session
+	var node string
 	for {
 		select {
 		case <-stop:
@@ -226,42 +257,42 @@ func client(ctx context.Context, c *Cluster, h *history, id int, seed uint64, fu
 		default:
 		}
 		if s == nil {
-			s = connect(ctx, c, rng, id)
+			s, node = connect(ctx, c, rng, id)
 			continue
 		}
-		if !act(ctx, s, h, id, rng, fua) || rng.IntN(40) == 0 {
+		if !act(ctx, s, h, id, node, rng, fua) || rng.IntN(40) == 0 {
 			s.Close()
 			s = nil
 		}
 	}
 }
 
-func connect(ctx context.Context, c *Cluster, rng *rand.Rand, id int) target.Session {
+func connect(ctx context.Context, c *Cluster, rng *rand.Rand, id int) (target.Session, string) {
 	n := c.Nodes[rng.IntN(len(c.Nodes))]
 	if !n.Up() {
 		pause(ctx, 10*time.Millisecond)
-		return nil
+		return nil, ""
 	}
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()
 	if rng.IntN(6) == 0 {
 		if _, err := n.Manager.Attach(ctx, "v", true); err != nil {
-			return nil
+			return nil, ""
 		}
 	}
 	s, _, err := n.Manager.Open(ctx, "v", fmt.Sprint("client-", id))
 	if err != nil {
 		pause(ctx, 10*time.Millisecond)
-		return nil
+		return nil, ""
 	}
-	return s
+	return s, fmt.Sprintf("n%d epoch %d boot %d", n.ID[0], s.(interface{ Epoch() uint64 }).Epoch(), n.boot)
 }
 
 // act does one operation and records it; false if the session is over.
-func act(ctx context.Context, s target.Session, h *history, id int, rng *rand.Rand, fua bool) bool {
+func act(ctx context.Context, s target.Session, h *history, id int, node string, rng *rand.Rand, fua bool) bool {
 	block := rng.IntN(linBlocks)
 	if rng.IntN(2) == 0 {
-		return read(ctx, s, h, id, block)
+		return read(ctx, s, h, id, node, block)
 	}
 	v := h.next()
 	p := bytes.Repeat(binary.LittleEndian.AppendUint64(nil, v), 512)
@@ -278,11 +309,11 @@ func act(ctx context.Context, s target.Session, h *history, id int, rng *rand.Ra
 	if err != nil {
 		ret = 1 << 60 // it may still happen, at any later time
 	}
-	h.add(porcupine.Operation{ClientId: id, Input: op{true, block, v}, Call: call, Output: nil, Return: ret})
+	h.add(porcupine.Operation{ClientId: id, Input: op{true, block, v, node}, Call: call, Output: nil, Return: ret})
 	return err == nil
 }
 
-func read(ctx context.Context, s target.Session, h *history, id, block int) bool {
+func read(ctx context.Context, s target.Session, h *history, id int, node string, block int) bool {
 	p := make([]byte, 4096)
 	call := h.now()
 	if !s.TryReadAt(p, int64(block)*4096) {
@@ -295,7 +326,7 @@ func read(ctx context.Context, s target.Session, h *history, id, block int) bool
 	if !bytes.Equal(p, bytes.Repeat(binary.LittleEndian.AppendUint64(nil, v), 512)) {
 		v = 1 << 62 // torn: no write wrote this
 	}
-	h.add(porcupine.Operation{ClientId: id, Input: op{false, block, 0}, Call: call, Output: v, Return: ret})
+	h.add(porcupine.Operation{ClientId: id, Input: op{false, block, 0, node}, Call: call, Output: v, Return: ret})
 	return true
 }
 
@@ -314,7 +345,7 @@ func finish(t *testing.T, ctx context.Context, c *Cluster, h *history) {
 			}
 			ok := true
 			for b := range linBlocks {
-				ok = ok && read(ctx, s, h, linClients, b)
+				ok = ok && read(ctx, s, h, linClients, "finish", b)
 			}
 			s.Close()
 			if ok {
