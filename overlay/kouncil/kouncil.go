@@ -39,6 +39,8 @@ const (
 	DownAfterDefault     = 60 * time.Second
 	LeaseDurationDefault = 2500 * time.Millisecond
 	LeaseMarginDefault   = 500 * time.Millisecond
+	// IsolationWindow is what counts as "at once" for Isolated.
+	IsolationWindow = 10 * time.Second
 	// sentKept is how many pings may be under way to one node.
 	sentKept = 64
 )
@@ -120,6 +122,7 @@ func New(cfg Config) *Kouncil {
 	k := &Kouncil{cfg: cfg, self: cfg.Transport.Self(), start: cfg.Clock(), peers: map[ident.NodeID]*peer{}}
 	cfg.Transport.Handle(TypePing, k.onPing)
 	cfg.Transport.Handle(TypePong, k.onPong)
+	cfg.Transport.OnConnect(k.onConnect)
 	return k
 }
 
@@ -150,15 +153,27 @@ func (k *Kouncil) Ping() {
 	}
 	k.mu.RUnlock()
 	for _, id := range ids {
-		k.mu.Lock()
-		p := k.peer(id)
-		p.seq++
-		seq := p.seq
-		p.sent[seq%sentKept] = k.cfg.Clock()
-		k.mu.Unlock()
-		var head [pingHead]byte
-		k.head(head[:], seq)
-		_ = k.cfg.Transport.Send(id, TypePing, head[:], body) // not connected is what pings find out
+		k.ping(id, body)
+	}
+}
+
+func (k *Kouncil) ping(id ident.NodeID, body []byte) {
+	k.mu.Lock()
+	p := k.peer(id)
+	p.seq++
+	seq := p.seq
+	p.sent[seq%sentKept] = k.cfg.Clock()
+	k.mu.Unlock()
+	var head [pingHead]byte
+	k.head(head[:], seq)
+	_ = k.cfg.Transport.Send(id, TypePing, head[:], body) // not connected is what pings find out
+}
+
+// onConnect pings at once: a node that is back counts without waiting for the
+// next round.
+func (k *Kouncil) onConnect(to ident.NodeID, up bool) {
+	if up {
+		k.ping(to, k.cfg.Payload())
 	}
 }
 
@@ -204,7 +219,11 @@ func (k *Kouncil) onPong(from link.Peer, body []byte, _ bool) {
 	p := k.peer(from.ID())
 	if seq <= p.seq && p.seq-seq < sentKept {
 		if sent := p.sent[seq%sentKept]; sent > p.ponged {
-			if p.ponged == never || sent-p.ponged > k.cfg.LeaseDuration {
+			// The peer had the ping ponged before no earlier than that was sent,
+			// and this one no later than now. Send times alone would not do:
+			// pings that were stuck on the way arrive all at once, close in send
+			// time, after a silence in which the peer may have promised another.
+			if p.ponged == never || now-p.ponged >= k.cfg.LeaseDuration {
 				p.gaps++
 			}
 			p.ponged, p.rtt = sent, now-sent

@@ -136,8 +136,12 @@ func (k *Kouncil) LeaseMark(nodes []ident.NodeID) (mark uint64, valid bool) {
 
 // HolderMayLive is what acceptors ask before they promise against a holder: it
 // is true while the holder may trust a lease that this node gave it. A node
-// that has just started assumes that everybody spoke at that moment.
+// that has just started assumes that everybody spoke at that moment. Of this
+// node it is false: an earlier process of it is dead.
 func (k *Kouncil) HolderMayLive(id ident.NodeID) bool {
+	if id == k.self {
+		return false
+	}
 	k.mu.RLock()
 	defer k.mu.RUnlock()
 	last := k.start
@@ -147,20 +151,32 @@ func (k *Kouncil) HolderMayLive(id ident.NodeID) bool {
 	return k.cfg.Clock()-last < k.cfg.LeaseDuration+k.cfg.LeaseMargin
 }
 
-// Isolated tells whether more than a third of the other nodes are out of reach:
-// then this node is rather the one that is cut off, and moves nothing.
+// Isolated tells whether more than a third of the nodes vanished within
+// IsolationWindow of each other: then this node is rather the one that is cut
+// off, and moves nothing. Nodes that were never heard vanished when this node
+// started.
 func (k *Kouncil) Isolated() bool {
 	k.mu.RLock()
 	defer k.mu.RUnlock()
-	others, gone := 0, 0
+	var lost []time.Duration // when each silent node was heard last
 	for _, n := range k.nodes {
-		if n.ID == k.self {
-			continue
-		}
-		others++
-		if k.stateOf(k.peers[n.ID]) != overlay.Alive {
-			gone++
+		if p := k.peers[n.ID]; n.ID != k.self && k.stateOf(p) != overlay.Alive {
+			last := k.start
+			if p != nil {
+				last = max(last, p.heard)
+			}
+			lost = append(lost, last)
 		}
 	}
-	return gone*3 > others+1
+	slices.Sort(lost)
+	first := 0
+	for i := range lost {
+		for lost[i]-lost[first] > IsolationWindow {
+			first++
+		}
+		if (i-first+1)*3 > len(k.nodes) {
+			return true
+		}
+	}
+	return false
 }
