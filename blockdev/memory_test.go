@@ -126,7 +126,11 @@ func (l *memLog) Checkpoint(upTo uint64, value []byte) (uint64, error) {
 	return s, nil
 }
 
-func (l *memLog) Status() []quorum.MemberStatus { return nil }
+func (l *memLog) Status() []quorum.MemberStatus {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return []quorum.MemberStatus{{Member: quorum.Member{Node: l.self, Role: quorum.Voter}, State: "ok", Received: l.received}}
+}
 func (l *memLog) Members() quorum.Config {
 	return quorum.Config{Version: 1, Members: []quorum.Member{{Node: l.self, Role: quorum.Voter}}}
 }

@@ -31,44 +31,68 @@ func (v *Volume) tailGet(block uint64) tail.Hit {
 	return tail.Hit{}
 }
 
+// lease is what the right to answer reads rests on: voters that have answered
+// this ballot, and the mark of the overlay at the time.
+type lease struct {
+	version uint64                          // of the configuration
+	nodes   [quorum.MembersMax]ident.NodeID // as many as there are voters; zero: does not count
+	n       int
+	mark    uint64
+}
+
 // leased reports whether this node may serve reads now: a majority of the
-// members heard from it recently enough that they refuse any other holder, and
-// that has been so without a gap since this ballot was last confirmed.
+// voters has answered this very ballot and has been in touch ever since, so
+// that it refuses any other holder. A voter that is in touch but has not met
+// the ballot (it was away when the volume was attached) gives no lease: it would
+// let another holder in.
 func (v *Volume) leased() bool {
-	mark, ok := v.leaseMark()
-	return ok && mark == v.leaseSeen.Load()
+	l := v.lease.Load()
+	if l == nil || l.version != v.log.Members().Version {
+		return false
+	}
+	if l.n == 1 && l.nodes[0] == v.cfg.View.Self() {
+		return true
+	}
+	mark, ok := v.cfg.View.LeaseMark(l.nodes[:l.n])
+	return ok && mark == l.mark
 }
 
-// leaseMark asks the overlay about the voters. The mark changes when contact
-// with any of them had a gap long enough for a takeover.
-func (v *Volume) leaseMark() (mark uint64, ok bool) {
+// renew proves with an entry that a majority still follows this ballot, and
+// rests the lease on those voters that took it.
+func (v *Volume) renew(ctx context.Context) error {
 	cfg := v.log.Members()
-	var nodes [quorum.MembersMax]ident.NodeID
-	n := 0
+	before := map[ident.NodeID]uint64{}
 	for _, m := range cfg.Members {
-		if m.Role != quorum.Learner {
-			nodes[n] = m.Node
-			n++
+		before[m.Node], _ = v.cfg.View.LeaseMark([]ident.NodeID{m.Node})
+	}
+	slot, err := v.confirm(ctx)
+	if err != nil {
+		return err
+	}
+	l := &lease{version: cfg.Version}
+	for _, m := range v.log.Status() {
+		if m.Member.Role == quorum.Learner {
+			continue
 		}
+		if m.Received >= slot {
+			l.nodes[l.n] = m.Member.Node
+			l.mark += before[m.Member.Node]
+		}
+		l.n++
 	}
-	if n == 1 && nodes[0] == v.cfg.View.Self() {
-		return 0, true
-	}
-	mark, ok = v.cfg.View.LeaseMark(nodes[:n])
-	return mark ^ cfg.Version<<48, ok
+	v.lease.Store(l)
+	return nil
 }
 
-// waitLease waits until this node may answer reads. After a gap it proves with
-// an entry of its own that a majority still follows this ballot.
+// waitLease waits until this node may answer reads.
 func (v *Volume) waitLease(ctx context.Context) error {
-	wait := 5 * time.Millisecond
+	wait := 2 * time.Millisecond
 	for !v.leased() {
-		if mark, ok := v.leaseMark(); ok {
-			if err := v.confirm(ctx); err != nil {
-				return err
-			}
-			v.leaseSeen.Store(mark)
-			continue
+		if err := v.renew(ctx); err != nil {
+			return err
+		}
+		if v.leased() {
+			return nil
 		}
 		t := time.NewTimer(wait)
 		select {
@@ -84,21 +108,21 @@ func (v *Volume) waitLease(ctx context.Context) error {
 
 // confirm logs an entry that does nothing and waits until a majority has
 // received it, which it does only while no higher ballot is promised there.
-func (v *Volume) confirm(ctx context.Context) error {
+func (v *Volume) confirm(ctx context.Context) (uint64, error) {
 	body := make([]byte, entryHead)
 	putEntryHead(body, opNothing, 0, 1)
 	slot, err := v.log.Propose(quorum.EntryData, body)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	got := make(chan error, 1)
 	v.pend.add(slot, false, func(err error) { got <- err })
 	v.log.Kick()
 	select {
 	case err := <-got:
-		return err
+		return slot, err
 	case <-ctx.Done():
-		return fault.Newf(fault.Timeout, "volume.read", v.cfg.Name, "a majority of its members did not answer in time")
+		return 0, fault.Newf(fault.Timeout, "volume.read", v.cfg.Name, "a majority of its members did not answer in time")
 	}
 }
 

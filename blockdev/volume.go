@@ -155,8 +155,8 @@ type Volume struct {
 	full                     bool                // the last checkpoint found no space
 	err                      error               // set once: the attachment is over
 
-	pend      pending
-	leaseSeen atomic.Uint64 // lease mark at which the ballot was last confirmed
+	pend  pending
+	lease atomic.Pointer[lease]
 
 	writesSinceFlush atomic.Int32
 	eagerScore       atomic.Int32
