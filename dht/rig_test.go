@@ -13,6 +13,7 @@ import (
 
 	"github.com/gabion-storage/gabion/dht/brick"
 	"github.com/gabion-storage/gabion/dht/extent"
+	"github.com/gabion-storage/gabion/internal/fault"
 	"github.com/gabion-storage/gabion/internal/ident"
 	"github.com/gabion-storage/gabion/internal/link"
 	"github.com/gabion-storage/gabion/internal/vfs"
@@ -109,7 +110,12 @@ func (nd *rigNode) start(change func(*Config)) {
 	}}
 	change(&cfg)
 	nd.store = New(cfg)
-	nd.store.AddBrick(nd.brick)
+	if err := nd.store.AddBrick(nd.brick); err != nil {
+		nd.r.t.Fatal(err)
+	}
+	if err := nd.store.AddBrick(nd.brick); !fault.Is(err, fault.Exists) {
+		nd.r.t.Fatal(err)
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	nd.stop = cancel
 	nd.trans.Start()

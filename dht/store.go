@@ -77,13 +77,19 @@ func (s *Store) spawn(f func()) bool {
 	return true
 }
 
-// AddBrick begins to serve a brick of this node.
-func (s *Store) AddBrick(b Brick) {
+// AddBrick begins to serve a brick of this node. Exists: it is served already.
+func (s *Store) AddBrick(b Brick) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	for _, l := range *s.local.Load() {
+		if l.ref.Brick == b.ID() {
+			return fault.Newf(fault.Exists, "dht.addbrick", b.ID().Short(), "the brick was added before")
+		}
+	}
 	l := &localBrick{Brick: b, ref: overlay.BrickRef{Node: s.self, Brick: b.ID()}, fences: newFences(b)}
 	bs := append(slices.Clone(*s.local.Load()), l)
 	s.local.Store(&bs)
+	return nil
 }
 
 // SetBrickDown ends serving a brick of this node, because it is broken or being

@@ -108,7 +108,7 @@ func setLanes(s *State, l *SetLanes) error {
 	if err := checkLanes(s, l); err != nil {
 		return err
 	}
-	s.Lanes = l.Lanes.Clone()
+	s.Lanes, s.LanesFor = l.Lanes.Clone(), fingerprint(s.Bricks())
 	return nil
 }
 
@@ -143,7 +143,7 @@ func volumeIndex(s *State, op string, id ident.VolumeID) (int, error) {
 	return i, nil
 }
 
-func deleteVolume(s *State, d DeleteVolume) error {
+func deleteVolume(s *State, d VolumeDeletion) error {
 	const op = "volume delete"
 	i, err := volumeIndex(s, op, d.ID)
 	if err != nil {
@@ -175,7 +175,7 @@ func laggards(s *State) []string {
 	return names
 }
 
-func resizeVolume(s *State, r ResizeVolume) error {
+func resizeVolume(s *State, r VolumeGrowth) error {
 	const op = "volume resize"
 	i, err := volumeIndex(s, op, r.ID)
 	if err != nil {

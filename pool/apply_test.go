@@ -54,7 +54,7 @@ func testState(t *testing.T) *State {
 	v, w := testVol("v", 1), testVol("w", 9)
 	must(t, s, Command{CreateVolume: &v})
 	must(t, s, Command{CreateVolume: &w})
-	must(t, s, Command{DeleteVolume: &DeleteVolume{ID: w.ID, When: 5}})
+	must(t, s, Command{DeleteVolume: &VolumeDeletion{ID: w.ID, When: 5}})
 	return s
 }
 
@@ -77,7 +77,7 @@ func TestApply(t *testing.T) {
 		says string
 	}{
 		"nothing":   {Command{}, fault.Invalid, "exactly one part"},
-		"two parts": {Command{Swept: &Swept{}, ResizeVolume: &ResizeVolume{}}, fault.Invalid, "exactly one part"},
+		"two parts": {Command{Swept: &Swept{}, ResizeVolume: &VolumeGrowth{}}, fault.Invalid, "exactly one part"},
 		"long id":   {Command{ID: strings.Repeat("x", 65), Swept: &Swept{}}, fault.Invalid, "1 to 64"},
 		"odd id":    {Command{ID: "a\n", Swept: &Swept{}}, fault.Invalid, "printable"},
 
@@ -148,17 +148,17 @@ func TestApply(t *testing.T) {
 		"volume id deleted": {vol(func(v *Volume) { v.ID = ident.VolumeID{9} }), fault.Conflict, "deleted volume"},
 		"volume old name":   {vol(func(v *Volume) { v.Name = "w" }), ok, ""},
 
-		"delete":          {Command{DeleteVolume: &DeleteVolume{ID: ident.VolumeID{1}, When: 7}}, ok, ""},
-		"delete absent":   {Command{DeleteVolume: &DeleteVolume{ID: ident.VolumeID{7}}}, fault.NotFound, "no volume"},
-		"delete deleted":  {Command{DeleteVolume: &DeleteVolume{ID: ident.VolumeID{9}}}, fault.NotFound, "no volume"},
-		"delete negative": {Command{DeleteVolume: &DeleteVolume{ID: ident.VolumeID{1}, When: -1}}, fault.Invalid, "not negative"},
+		"delete":          {Command{DeleteVolume: &VolumeDeletion{ID: ident.VolumeID{1}, When: 7}}, ok, ""},
+		"delete absent":   {Command{DeleteVolume: &VolumeDeletion{ID: ident.VolumeID{7}}}, fault.NotFound, "no volume"},
+		"delete deleted":  {Command{DeleteVolume: &VolumeDeletion{ID: ident.VolumeID{9}}}, fault.NotFound, "no volume"},
+		"delete negative": {Command{DeleteVolume: &VolumeDeletion{ID: ident.VolumeID{1}, When: -1}}, fault.Invalid, "not negative"},
 
-		"grow":        {Command{ResizeVolume: &ResizeVolume{ident.VolumeID{1}, 2 << 30}}, ok, ""},
-		"grow by 0":   {Command{ResizeVolume: &ResizeVolume{ident.VolumeID{1}, 1 << 30}}, ok, ""},
-		"shrink":      {Command{ResizeVolume: &ResizeVolume{ident.VolumeID{1}, 1 << 29}}, fault.Invalid, "only grows"},
-		"grow odd":    {Command{ResizeVolume: &ResizeVolume{ident.VolumeID{1}, 1<<30 + 1}}, fault.Invalid, "multiple of 4096"},
-		"grow beyond": {Command{ResizeVolume: &ResizeVolume{ident.VolumeID{1}, SizeMax + 4096}}, fault.Invalid, "16 TiB"},
-		"grow absent": {Command{ResizeVolume: &ResizeVolume{ident.VolumeID{7}, 1 << 30}}, fault.NotFound, "no volume"},
+		"grow":        {Command{ResizeVolume: &VolumeGrowth{ident.VolumeID{1}, 2 << 30}}, ok, ""},
+		"grow by 0":   {Command{ResizeVolume: &VolumeGrowth{ident.VolumeID{1}, 1 << 30}}, ok, ""},
+		"shrink":      {Command{ResizeVolume: &VolumeGrowth{ident.VolumeID{1}, 1 << 29}}, fault.Invalid, "only grows"},
+		"grow odd":    {Command{ResizeVolume: &VolumeGrowth{ident.VolumeID{1}, 1<<30 + 1}}, fault.Invalid, "multiple of 4096"},
+		"grow beyond": {Command{ResizeVolume: &VolumeGrowth{ident.VolumeID{1}, SizeMax + 4096}}, fault.Invalid, "16 TiB"},
+		"grow absent": {Command{ResizeVolume: &VolumeGrowth{ident.VolumeID{7}, 1 << 30}}, fault.NotFound, "no volume"},
 
 		"swept":          {Command{Swept: &Swept{Node: ident.NodeID{1}, UpTo: 1}}, ok, ""},
 		"swept by none":  {Command{Swept: &Swept{Node: ident.NodeID{7}, UpTo: 1}}, fault.NotFound, "no node"},
@@ -223,9 +223,9 @@ func TestCountLimits(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i := len(s.Tombstones); i < TombstonesMax; i++ {
-		must(t, s, Command{DeleteVolume: &DeleteVolume{ID: s.Volumes[len(s.Volumes)-1].ID}})
+		must(t, s, Command{DeleteVolume: &VolumeDeletion{ID: s.Volumes[len(s.Volumes)-1].ID}})
 	}
-	err := Apply(s, Command{ID: "b", DeleteVolume: &DeleteVolume{ID: s.Volumes[0].ID}})
+	err := Apply(s, Command{ID: "b", DeleteVolume: &VolumeDeletion{ID: s.Volumes[0].ID}})
 	if !fault.Is(err, fault.NoSpace) || !strings.Contains(err.Error(), "n1, n2") {
 		t.Fatal(err)
 	}
@@ -263,7 +263,7 @@ func TestTombstoneGoesWhenAllNodesSwept(t *testing.T) {
 	if s.IsDeleted(ident.VolumeID{9}) || s.Deleted != 1 {
 		t.Fatalf("tombstones %v", s.Tombstones)
 	}
-	must(t, s, Command{DeleteVolume: &DeleteVolume{ID: ident.VolumeID{1}}})
+	must(t, s, Command{DeleteVolume: &VolumeDeletion{ID: ident.VolumeID{1}}})
 	if s.Tombstones[0].Seq != 2 {
 		t.Fatal("a tombstone number was used again")
 	}
@@ -272,7 +272,7 @@ func TestTombstoneGoesWhenAllNodesSwept(t *testing.T) {
 func TestRecentIsBounded(t *testing.T) {
 	s := testState(t)
 	for range recentMax + 10 {
-		must(t, s, Command{ResizeVolume: &ResizeVolume{ident.VolumeID{1}, 1 << 30}})
+		must(t, s, Command{ResizeVolume: &VolumeGrowth{ident.VolumeID{1}, 1 << 30}})
 	}
 	if len(s.Recent) != recentMax {
 		t.Fatal(len(s.Recent))
@@ -298,9 +298,9 @@ func TestApplyIsDeterministic(t *testing.T) {
 			v := testVol(fmt.Sprintf("v%d", r.Intn(9)), byte(r.Intn(40)))
 			c.CreateVolume = &v
 		case 2:
-			c.DeleteVolume = &DeleteVolume{ID: ident.VolumeID{byte(r.Intn(40))}}
+			c.DeleteVolume = &VolumeDeletion{ID: ident.VolumeID{byte(r.Intn(40))}}
 		case 3:
-			c.ResizeVolume = &ResizeVolume{ident.VolumeID{byte(r.Intn(40))}, int64(r.Intn(4)) << 29}
+			c.ResizeVolume = &VolumeGrowth{ident.VolumeID{byte(r.Intn(40))}, int64(r.Intn(4)) << 29}
 		case 4:
 			c.Swept = &Swept{ident.NodeID{byte(r.Intn(6))}, uint64(r.Intn(20))}
 		case 5:

@@ -3,6 +3,7 @@ package pool
 import (
 	"crypto/rand"
 	"encoding/hex"
+	"time"
 
 	"github.com/gabion-storage/gabion/internal/ident"
 	"github.com/gabion-storage/gabion/overlay/placement"
@@ -16,12 +17,12 @@ type Command struct {
 	// characters; Submit draws one if it is empty.
 	ID string `json:"id"`
 
-	PutNode      *NodeRecord   `json:"put_node,omitempty"` // adds or replaces
-	SetLanes     *SetLanes     `json:"set_lanes,omitempty"`
-	CreateVolume *Volume       `json:"create_volume,omitempty"`
-	DeleteVolume *DeleteVolume `json:"delete_volume,omitempty"`
-	ResizeVolume *ResizeVolume `json:"resize_volume,omitempty"`
-	Swept        *Swept        `json:"swept,omitempty"`
+	PutNode      *NodeRecord     `json:"put_node,omitempty"` // adds or replaces
+	SetLanes     *SetLanes       `json:"set_lanes,omitempty"`
+	CreateVolume *Volume         `json:"create_volume,omitempty"`
+	DeleteVolume *VolumeDeletion `json:"delete_volume,omitempty"`
+	ResizeVolume *VolumeGrowth   `json:"resize_volume,omitempty"`
+	Swept        *Swept          `json:"swept,omitempty"`
 }
 
 // SetLanes replaces the lanes table.
@@ -32,14 +33,14 @@ type SetLanes struct {
 	Lanes placement.Table `json:"lanes"`
 }
 
-// DeleteVolume deletes a volume: its name is free again, its id never is.
-type DeleteVolume struct {
+// VolumeDeletion deletes a volume: its name is free again, its id never is.
+type VolumeDeletion struct {
 	ID   ident.VolumeID `json:"id"`
 	When int64          `json:"when"` // unix seconds
 }
 
-// ResizeVolume grows a volume.
-type ResizeVolume struct {
+// VolumeGrowth grows a volume.
+type VolumeGrowth struct {
 	ID   ident.VolumeID `json:"id"`
 	Size int64          `json:"size"` // bytes
 }
@@ -58,4 +59,17 @@ func NewCommandID() string {
 		panic("pool: no randomness: " + err.Error())
 	}
 	return hex.EncodeToString(b[:])
+}
+
+// CreateVolume is the command that adds v to the catalog.
+func CreateVolume(v Volume) Command { return Command{ID: NewCommandID(), CreateVolume: &v} }
+
+// DeleteVolume is the command that deletes a volume, now.
+func DeleteVolume(id ident.VolumeID) Command {
+	return Command{ID: NewCommandID(), DeleteVolume: &VolumeDeletion{ID: id, When: time.Now().Unix()}}
+}
+
+// ResizeVolume is the command that grows a volume to size bytes.
+func ResizeVolume(id ident.VolumeID, size int64) Command {
+	return Command{ID: NewCommandID(), ResizeVolume: &VolumeGrowth{ID: id, Size: size}}
 }

@@ -1,6 +1,8 @@
 package pool
 
 import (
+	"fmt"
+	"hash/fnv"
 	"slices"
 	"strings"
 
@@ -42,6 +44,7 @@ type State struct {
 	Name       string          `json:"name"`
 	Nodes      []NodeRecord    `json:"nodes,omitempty"` // sorted by id
 	Lanes      placement.Table `json:"lanes"`
+	LanesFor   uint64          `json:"lanes_for"`            // fingerprint of the bricks when Lanes was set
 	Volumes    []Volume        `json:"volumes,omitempty"`    // sorted by name
 	Tombstones []Tombstone     `json:"tombstones,omitempty"` // sorted by Seq
 	Deleted    uint64          `json:"deleted"`              // Seq of the newest tombstone there ever was
@@ -155,6 +158,15 @@ func (s *State) Bricks() []placement.Brick {
 		}
 	}
 	return bs
+}
+
+// fingerprint tells sets of bricks apart, and what placement knows of them.
+func fingerprint(bs []placement.Brick) uint64 {
+	h := fnv.New64a()
+	for _, b := range bs {
+		fmt.Fprintf(h, "%s %s %q %q %d\n", b.Node, b.ID, b.Zone, b.Rack, b.Weight)
+	}
+	return h.Sum64()
 }
 
 // OverlayNodes lists all nodes as the overlay wants them.

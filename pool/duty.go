@@ -1,0 +1,174 @@
+package pool
+
+import (
+	"context"
+	"time"
+
+	"github.com/gabion-storage/gabion/internal/ident"
+	"github.com/gabion-storage/gabion/overlay"
+	"github.com/gabion-storage/gabion/overlay/placement"
+	"github.com/gabion-storage/gabion/quorum"
+)
+
+// VotersMax is the number of voters that the pool block grows to.
+const VotersMax = 5
+
+// wantedVoters is how many voters the pool block should have with that many
+// nodes that have bricks.
+func wantedVoters(nodes int) int {
+	switch {
+	case nodes >= 5:
+		return VotersMax
+	case nodes >= 3:
+		return 3
+	}
+	return nodes
+}
+
+// nextVoter picks the node that should join the pool block next: of the live
+// ones with a brick, one whose zone and rack have the fewest voters, then the
+// lowest id.
+func nextVoter(s *State, cfg quorum.Config, alive func(ident.NodeID) bool) (quorum.Member, bool) {
+	inZone, inRack, voting := map[string]int{}, map[[2]string]int{}, map[ident.NodeID]bool{}
+	place := func(n NodeRecord) (zone string, rack [2]string) {
+		zone = n.Labels[overlay.LabelZone]
+		return zone, [2]string{zone, n.Labels[overlay.LabelRack]}
+	}
+	for _, m := range cfg.Members {
+		voting[m.Node] = true
+		if n, ok := s.Node(m.Node); ok {
+			zone, rack := place(n)
+			inZone[zone]++
+			inRack[rack]++
+		}
+	}
+	nodes := 0
+	var best *NodeRecord
+	var bestCost [2]int
+	for i := range s.Nodes {
+		n := &s.Nodes[i]
+		if len(n.Bricks) == 0 {
+			continue
+		}
+		nodes++
+		zone, rack := place(*n)
+		cost := [2]int{inZone[zone], inRack[rack]}
+		if voting[n.ID] || !alive(n.ID) {
+			continue
+		}
+		if best == nil || cost[0] < bestCost[0] || cost[0] == bestCost[0] && cost[1] < bestCost[1] {
+			best, bestCost = n, cost
+		}
+	}
+	if best == nil || cfg.Voters() >= wantedVoters(nodes) {
+		return quorum.Member{}, false
+	}
+	return quorum.Member{Node: best.ID, Brick: best.Bricks[0].ID, Role: quorum.Voter}, true
+}
+
+// wantedLanes plans the lanes anew if the bricks have changed since the last
+// plan; nil if they have not.
+func wantedLanes(s *State, lanes int) *SetLanes {
+	bricks := s.Bricks()
+	if len(s.Lanes.Lanes) > 0 {
+		lanes = len(s.Lanes.Lanes)
+		if s.LanesFor == fingerprint(bricks) {
+			return nil
+		}
+	}
+	t := placement.Plan(s.Lanes, bricks, lanes, LaneWidthMax)
+	if len(t.Lanes) == 0 || len(t.Lanes[0]) == 0 {
+		return nil // no brick takes data
+	}
+	return &SetLanes{Base: s.Version, Lanes: t}
+}
+
+// dutyLoop does what the leader owes the pool whenever something changed. On
+// failure it tries again later, as long as there is something to do.
+func (p *Pool) dutyLoop(ctx context.Context) {
+	retry := time.NewTimer(0)
+	retry.Stop()
+	defer retry.Stop()
+	pause := dutyRetryMin
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-p.duties:
+		case <-retry.C:
+		}
+		err := p.duty(ctx)
+		if err == nil {
+			pause = dutyRetryMin
+			retry.Stop()
+			continue
+		}
+		p.log.Debug("the pool is not as it should be yet", "err", err)
+		retry.Reset(pause)
+		pause = min(2*pause, dutyRetryMax)
+	}
+}
+
+// duty looks whether something is to do and does it if this node is the one to
+// lead. Only voters look: one of them will be the leader.
+func (p *Pool) duty(ctx context.Context) error {
+	g, ok := p.cfg.Acceptors.Group(p.group)
+	if !ok {
+		return nil
+	}
+	p.mu.Lock()
+	l := p.lead
+	p.mu.Unlock()
+	if l != nil {
+		l.checkpoint()
+	}
+	s := p.State()
+	if s.Version > 0 && wantedLanes(s, p.cfg.Lanes) == nil {
+		if _, ok := nextVoter(s, g.Config, p.alive); !ok {
+			return nil
+		}
+	}
+	l, _, err := p.leadOr(ctx)
+	if err != nil || l == nil {
+		return err // another node leads and sees the same
+	}
+	if err := p.keepLanes(ctx, l); err != nil {
+		return err
+	}
+	return p.growVoters(ctx, l)
+}
+
+func (p *Pool) keepLanes(ctx context.Context, l *leadership) error {
+	want := wantedLanes(p.State(), p.cfg.Lanes)
+	if want == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, openMax)
+	defer cancel()
+	_, err := l.apply(ctx, Command{ID: NewCommandID(), SetLanes: want})
+	if err == nil {
+		p.log.Info("lanes planned anew", "lanes", len(want.Lanes.Lanes), "width", len(want.Lanes.Lanes[0]))
+	}
+	return err
+}
+
+// growVoters lets one node after another into the pool block.
+func (p *Pool) growVoters(ctx context.Context, l *leadership) error {
+	for {
+		m, ok := nextVoter(p.State(), l.prop.Members(), p.alive)
+		if !ok {
+			return nil
+		}
+		if err := l.over(); err != nil {
+			return err
+		}
+		jctx, cancel := context.WithTimeout(ctx, joinMax)
+		err := l.prop.Join(jctx, m)
+		cancel()
+		if err != nil {
+			return err
+		}
+		p.learnVoters(l.prop.Members())
+		p.log.Info("node votes on the pool block now", "node", m.Node.Short(), "voters", len(l.prop.Members().Members))
+	}
+}
