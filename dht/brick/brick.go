@@ -152,6 +152,13 @@ func (b *Brick) start(cfg Config) error {
 	b.extents = newExtents(b.core, cfg.ExtentSegmentSize, max(0, reserve))
 	b.journal = newJournal(b.core, cfg.JournalSegmentSize, cfg.JournalMax)
 	b.core.wake = []func(){b.journal.wakeAll}
+	// A process that died between creating a file and syncing its directory
+	// left a name that is visible and not durable.
+	for _, dir := range []string{".", "journal", "extents"} {
+		if err := cfg.FS.SyncDir(dir); err != nil {
+			return err
+		}
+	}
 	if err := b.journal.open(); err != nil {
 		return err
 	}

@@ -167,3 +167,9 @@ func addrs(xs ...Extent) []ident.Addr {
 	}
 	return as
 }
+
+// numbered makes the extent number n in place of data.
+func numbered(data []byte, n uint64) Extent {
+	binary.LittleEndian.PutUint64(data, n)
+	return Extent{Addr: sha256.Sum256(data), Volume: testVolume, Number: n, Epoch: 1, Data: data}
+}

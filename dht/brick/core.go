@@ -66,22 +66,31 @@ type core struct {
 	wake   []func()    // lets waiters notice that the brick is broken; set before use
 }
 
+// condemn records the verdict without telling anybody, so that it can be done
+// under the lock that the failed operation holds: the next one to take that lock
+// must not succeed because the failed one left nothing to do. fail follows.
+func (c *core) condemn(op string, err error) {
+	if c.closed.Load() {
+		return
+	}
+	c.broken.CompareAndSwap(nil, fault.Newf(fault.Unavailable, "brick."+op, c.id.Short(),
+		"the brick is broken and answers nothing until it is opened again; check its disk: %w", err))
+}
+
 // fail declares the brick broken because of err and returns the error that all
 // later calls get. Callers hold no lock that OnBroken or a waiter could want.
 func (c *core) fail(op string, err error) error {
 	if c.closed.Load() {
 		return c.down()
 	}
+	c.condemn(op, err)
 	c.once.Do(func() {
-		e := fault.Newf(fault.Unavailable, "brick."+op, c.id.Short(),
-			"the brick is broken and answers nothing until it is opened again; check its disk: %w", err)
-		c.broken.Store(e)
 		c.log.Error("brick is broken", "brick", c.id.Short(), "op", op, "err", err)
 		for _, w := range c.wake {
 			w()
 		}
 		if c.onBroken != nil {
-			c.onBroken(e)
+			c.onBroken(c.down())
 		}
 	})
 	return c.down()

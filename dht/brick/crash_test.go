@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"math/rand"
+	"os"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -316,12 +317,19 @@ func checkRoom(m *vfs.Mem, b *Brick) error {
 	return nil
 }
 
+// TestPowerCuts takes GABION_SEEDS=FROM:TO for a longer search. A seed fixes the
+// disk and the outages, not how goroutines interleave.
 func TestPowerCuts(t *testing.T) {
-	runs := int64(150)
+	from, to := int64(0), int64(100)
 	if testing.Short() {
-		runs = 30
+		to = 20
 	}
-	for seed := range runs {
+	if s := os.Getenv("GABION_SEEDS"); s != "" {
+		if _, err := fmt.Sscanf(s, "%d:%d", &from, &to); err != nil {
+			t.Fatalf("GABION_SEEDS=%q: %v", s, err)
+		}
+	}
+	for seed := from; seed < to; seed++ {
 		if err := crashRun(seed); err != nil {
 			if skipFsync() {
 				t.Logf("the mutant was caught by seed %d: %v", seed, err)
@@ -340,7 +348,7 @@ func TestPowerCuts(t *testing.T) {
 func TestPowerCutWhileCreating(t *testing.T) {
 	for at := int64(1); ; at++ {
 		ended := false
-		for seed := range int64(10) {
+		for seed := range int64(4) {
 			m, st := vfs.NewMemSeed(seed), NewMemStable()
 			o := &outage{m: m, at: at, kill: seed%3 == 0, rng: rngOf(seed)}
 			o.arm()

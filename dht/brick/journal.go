@@ -233,6 +233,7 @@ func (j *Journal) writeTo(target Pos) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if err != nil {
+		j.condemn("journal", err)
 		return err
 	}
 	j.written = upTo

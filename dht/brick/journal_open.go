@@ -123,8 +123,16 @@ func (j *Journal) load() (live []*jseg, err error) {
 	return live, nil
 }
 
-// admit makes a free segment a spare, or removes one that cannot be used.
+// admit makes a free segment a spare, or removes one that cannot be used. Its
+// header is made durable here: the process that freed it may have died before its
+// sync, and a power cut would bring the old life back under the frames of the new.
 func (j *Journal) admit(s *jseg) error {
+	if err := s.writeHeader(); err != nil {
+		return err
+	}
+	if err := s.f.Sync(); err != nil {
+		return err
+	}
 	if s.h.size == j.segSize && len(j.spares) < SpareSegmentsMax {
 		j.spares = append(j.spares, s)
 		return nil
@@ -203,12 +211,6 @@ func (j *Journal) cut(live []*jseg, k int) error {
 	for i := len(live) - 1; i > k; i-- {
 		s := live[i]
 		s.h.state = segmentFree
-		if err := s.writeHeader(); err != nil {
-			return err
-		}
-		if err := s.f.Sync(); err != nil {
-			return err
-		}
 		if err := j.admit(s); err != nil {
 			return err
 		}

@@ -34,11 +34,7 @@ func (j *Journal) commit() {
 
 // syncWritten makes everything that is in the page cache durable.
 func (j *Journal) syncWritten() error {
-	if err := j.down(); err != nil {
-		return err
-	}
-	err := j.syncDirty()
-	if err != nil {
+	if err := j.syncDirty(); err != nil {
 		return j.fail("journal", err)
 	}
 	return nil
@@ -47,6 +43,9 @@ func (j *Journal) syncWritten() error {
 func (j *Journal) syncDirty() error {
 	j.smu.Lock()
 	defer j.smu.Unlock()
+	if err := j.down(); err != nil {
+		return err
+	}
 	j.mu.Lock()
 	target := j.written
 	j.syncing = append(j.syncing[:0], j.dirty...)
@@ -58,6 +57,7 @@ func (j *Journal) syncDirty() error {
 	j.mu.Unlock()
 	for _, s := range segs {
 		if err := j.sync(s.f); err != nil {
+			j.condemn("journal", err)
 			return err
 		}
 	}
