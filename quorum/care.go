@@ -24,6 +24,15 @@ const (
 type care struct {
 	bytes atomic.Int64 // appended since the last round
 	due   atomic.Bool  // a round is coming
+	tight atomic.Bool  // the journal is more than 1/forwardFraction full
+}
+
+// measure keeps tight up to date.
+func (b *brick) measure() {
+	oldest, next, limit := b.j.Live()
+	if tight := next-oldest > limit/forwardFraction; tight != b.care.tight.Load() {
+		b.care.tight.Store(tight)
+	}
 }
 
 // appended notes that there is something to look after within LazySyncDelay. A
@@ -170,6 +179,7 @@ func trim(b *brick, groups []*group, floor int64) error {
 		}
 	}
 	b.j.Trim(floor)
+	b.measure()
 	return nil
 }
 

@@ -163,6 +163,9 @@ func (g *group) sync(r *request, to asker) (refused *answer) {
 		return g.settle(r, to, paxos.Fenced, nil)
 	}
 	err := g.core.Learn(r.ballot, r.commit, g)
+	if _, due := g.core.Due(); due {
+		g.a.appended(g.brick, 0)
+	}
 	if !r.sync && err == nil {
 		return nil // nothing was asked
 	}
@@ -178,7 +181,7 @@ func (g *group) probe(r *request, to asker) *answer {
 	}
 	status, s := g.core.State(r.ballot)
 	ans := &answer{group: g.id, brick: g.brick.id, ballot: r.ballot, stream: r.stream, status: status,
-		opened: s.Opened, received: s.Received, durable: s.Durable, runs: s.Runs}
+		opened: s.Opened, tight: g.brick.care.tight.Load(), received: s.Received, durable: s.Durable, runs: s.Runs}
 	if status == paxos.Fenced {
 		ans.promised = g.core.Promised()
 	}
@@ -201,8 +204,13 @@ func (g *group) conclude() {
 	// covered by it.
 	received, ballot := g.core.Received(), g.core.Opened()
 	g.owed = false
+	_, due := g.core.Due()
 	g.mu.Unlock()
 	err := g.brick.j.Write()
+	g.brick.measure()
+	if due {
+		g.a.appended(g.brick, 0)
+	}
 	g.mu.Lock()
 	if err != nil {
 		g.status = g.failed(err)
@@ -218,7 +226,8 @@ func (g *group) conclude() {
 
 // answer composes the watermarks of the ballot listened to. Under g.mu.
 func (g *group) answer(opened Ballot, received uint64) answer {
-	ans := answer{group: g.id, brick: g.brick.id, ballot: g.ballot, stream: g.stream, status: g.status}
+	ans := answer{group: g.id, brick: g.brick.id, ballot: g.ballot, stream: g.stream, status: g.status,
+		tight: g.brick.care.tight.Load()}
 	if opened == g.ballot && g.core.Opened() == opened {
 		ans.received, ans.durable = max(received, g.core.Durable()), g.core.Durable()
 	} else {

@@ -30,7 +30,7 @@ func (a *Acceptors) onOpen(from link.Peer, body []byte, more bool) {
 	if cuts, err := decodeOpen(body, &r); err != nil || r.ballot.Node != from.ID() {
 		a.damaged(from, "open", err)
 	} else if g := a.group(r.group, r.brick); g == nil {
-		a.refuse(from, &r, typeAccepted)
+		a.refuse(asker{peer: from}, &r, typeAccepted)
 	} else {
 		a.reply(asker{peer: from}, g.open(&r, cuts, asker{peer: from}), typeAccepted)
 	}
@@ -43,7 +43,7 @@ func (a *Acceptors) onAccept(from link.Peer, body []byte, more bool) {
 	if err := decodeAccept(body, &r, &m); err != nil || r.ballot.Node != from.ID() {
 		a.damaged(from, "accept", err)
 	} else if g := a.group(r.group, r.brick); g == nil {
-		a.refuse(from, &r, typeAccepted)
+		a.refuse(asker{peer: from}, &r, typeAccepted)
 	} else {
 		a.reply(asker{peer: from}, g.accept(&r, &m, asker{peer: from}), typeAccepted)
 	}
@@ -56,7 +56,7 @@ func (a *Acceptors) onRenew(from link.Peer, body []byte, more bool) {
 	if err := decodeRenew(body, &r, &m); err != nil || r.ballot.Node != from.ID() {
 		a.damaged(from, "renew", err)
 	} else if g := a.group(r.group, r.brick); g == nil {
-		a.refuse(from, &r, typeAccepted)
+		a.refuse(asker{peer: from}, &r, typeAccepted)
 	} else {
 		a.reply(asker{peer: from}, g.renew(&r, &m, asker{peer: from}), typeAccepted)
 	}
@@ -68,7 +68,7 @@ func (a *Acceptors) onSync(from link.Peer, body []byte, more bool) {
 	if err := decodeBare(body, &r); err != nil || r.ballot.Node != from.ID() {
 		a.damaged(from, "sync", err)
 	} else if g := a.group(r.group, r.brick); g == nil {
-		a.refuse(from, &r, typeAccepted)
+		a.refuse(asker{peer: from}, &r, typeAccepted)
 	} else {
 		a.reply(asker{peer: from}, g.sync(&r, asker{peer: from}), typeAccepted)
 	}
@@ -81,7 +81,7 @@ func (a *Acceptors) onProbe(from link.Peer, body []byte, more bool) {
 	if err := decodeBare(body, &r); err != nil || r.ballot.Node != from.ID() {
 		a.damaged(from, "probe", err)
 	} else if g := a.group(r.group, r.brick); g == nil {
-		a.refuse(from, &r, typeState)
+		a.refuse(asker{peer: from}, &r, typeState)
 	} else {
 		a.reply(asker{peer: from}, g.probe(&r, asker{peer: from}), typeState)
 	}
@@ -114,14 +114,17 @@ func (a *Acceptors) endBurst(more bool) {
 	}
 }
 
-// refuse answers for a group that is not here. Reading why may touch the disk,
-// so not on the connection's reader.
-func (a *Acceptors) refuse(from link.Peer, r *request, typ link.Type) {
-	ans := answer{group: r.group, brick: r.brick, ballot: r.ballot, stream: r.stream}
-	go func() {
-		ans.status = a.absent(ans.group, ans.brick)
-		a.deliver(asker{peer: from}, &ans, typ)
-	}()
+// refuse answers for a group that is not here. That it was dropped is found out
+// by the Install that follows, as it takes a look at the disk.
+func (a *Acceptors) refuse(to asker, r *request, typ link.Type) {
+	ans := answer{group: r.group, brick: r.brick, ballot: r.ballot, stream: r.stream,
+		status: paxos.NoGroup}
+	a.mu.RLock()
+	if a.bricks[r.brick] == nil {
+		ans.status = paxos.NoBrick
+	}
+	a.mu.RUnlock()
+	a.deliver(to, &ans, typ)
 }
 
 func (a *Acceptors) reply(to asker, ans *answer, typ link.Type) {

@@ -45,6 +45,8 @@ const (
 	SilentMax = time.Second
 	// installTimeout bounds one Install.
 	installTimeout = 10 * time.Second
+	// shiftMax bounds the rounds that one goroutine pumps or notifies for others.
+	shiftMax = 32
 	// pumpBytes bounds what is taken for one member before the others get theirs.
 	pumpBytes = 1 << 20
 )
@@ -76,7 +78,7 @@ type Proposer struct {
 		members           uint64
 	}
 	members uint64               // counts changes of members and their states
-	states  map[Member]string    // last state told, by identity (role zero)
+	states  map[Member]told      // last told, by identity (role zero)
 	heard   map[Member]time.Time // when a tick last saw that it owed nothing
 	wake    chan struct{}        // closed at the next change, if someone waits
 	timer   *time.Timer
@@ -98,7 +100,7 @@ type send struct {
 
 func newProposer(cfg ProposerConfig, core *paxos.Proposer) *Proposer {
 	p := &Proposer{cfg: cfg, log: cfg.Log, local: cfg.Local, core: core,
-		states: make(map[Member]string), heard: make(map[Member]time.Time),
+		states: make(map[Member]told), heard: make(map[Member]time.Time),
 		hdr: make([]byte, 0, 256)}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	p.timer = time.AfterFunc(time.Hour, p.tick)
@@ -259,6 +261,7 @@ type MemberStatus struct {
 	Received  uint64
 	Durable   uint64
 	Lagging   bool          // its window is full, or it is being caught up
+	Tight     bool          // its journal is more than half full: time for a checkpoint
 	State     string        // "ok", "down", "probing", "installing", "no group", "no brick", "full", "broken"
 	Silent    time.Duration // how long it has owed an answer, to within SilentMax
 }
@@ -271,7 +274,7 @@ func (p *Proposer) Status() []MemberStatus {
 	for i := range p.core.Peers() {
 		v := p.core.View(i)
 		s := MemberStatus{Member: v.Member, Connected: v.Connected, Received: v.Received,
-			Durable: v.Durable, Lagging: v.Lagging, State: v.State}
+			Durable: v.Durable, Lagging: v.Lagging, Tight: v.Tight, State: v.State}
 		if at, ok := p.heard[identity(v.Member)]; ok && v.Owes {
 			s.Silent = time.Since(at)
 		}
@@ -283,7 +286,9 @@ func (p *Proposer) Status() []MemberStatus {
 func identity(m Member) Member { return Member{Node: m.Node, Brick: m.Brick} }
 
 // Close stops the proposer and waits for what it has under way. Nothing is
-// released: the ballot stays the highest until another holder opens.
+// released: the ballot stays the highest until another holder opens. It must not
+// be called from a callback; one that began before may still be running when
+// Close returns, and none begins after.
 func (p *Proposer) Close() {
 	p.mu.Lock()
 	p.closed = true

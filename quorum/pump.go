@@ -19,10 +19,27 @@ func (p *Proposer) pump() {
 		return // the other one fills again before it ends
 	}
 	p.pumping = true
-	for {
+	p.pumpOn(shiftMax)
+}
+
+// pumpOn pumps for so many rounds; then another goroutine goes on, as this one
+// has work of its own. Begins under mu, ends without.
+func (p *Proposer) pumpOn(rounds int) {
+	for ; ; rounds-- {
 		p.fill()
 		if len(p.batch) == 0 {
 			break
+		}
+		if rounds == 0 {
+			p.work.Add(1) // not closed, or there would be nothing to send
+			p.mu.Unlock()
+			go func() {
+				defer p.work.Done()
+				p.sendBatch()
+				p.mu.Lock()
+				p.pumpOn(shiftMax)
+			}()
+			return
 		}
 		p.mu.Unlock()
 		p.sendBatch()
@@ -141,9 +158,7 @@ func (p *Proposer) direct(s *send) {
 	}
 	g := p.local.group(r.group, r.brick)
 	if g == nil {
-		ans := answer{group: r.group, brick: r.brick, ballot: r.ballot, stream: r.stream,
-			status: p.local.absent(r.group, r.brick)}
-		p.local.deliver(to, &ans, typ)
+		p.local.refuse(to, &r, typ)
 		return
 	}
 	var ans *answer
@@ -235,6 +250,7 @@ func (p *Proposer) onAnswer(node ident.NodeID, ans *answer, state bool) {
 		return
 	}
 	tell := false
+	tight := p.core.SetTight(i, ans.tight)
 	switch {
 	case ans.status == paxos.Fenced:
 		tell = p.core.OnFenced(ans.promised)
@@ -244,7 +260,7 @@ func (p *Proposer) onAnswer(node ident.NodeID, ans *answer, state bool) {
 	default:
 		tell = p.core.OnAccepted(i, ans.stream, ans.status, ans.received, ans.durable)
 	}
-	if state || ans.status != paxos.OK {
+	if tight || state || ans.status != paxos.OK {
 		p.observe()
 		tell = true
 	}
@@ -258,12 +274,18 @@ func (p *Proposer) onAnswer(node ident.NodeID, ans *answer, state bool) {
 	p.pump()
 }
 
+// told is what is known to have been told of a member.
+type told struct {
+	state string
+	tight bool
+}
+
 // observe counts changes of members and their states. Under mu.
 func (p *Proposer) observe() {
 	for i := range p.core.Peers() {
 		v := p.core.View(i)
-		if id := identity(v.Member); p.states[id] != v.State {
-			p.states[id] = v.State
+		if id, now := identity(v.Member), (told{v.State, v.Tight}); p.states[id] != now {
+			p.states[id] = now
 			p.members++
 		}
 	}
@@ -277,7 +299,16 @@ func (p *Proposer) notify() {
 		return
 	}
 	p.notifying = true
-	for !p.closed {
+	for shift := shiftMax; !p.closed; shift-- {
+		if shift == 0 { // others have their turn; this goroutine has work of its own
+			p.notifying = false
+			p.work.Add(1)
+			go func() {
+				defer p.work.Done()
+				p.notify()
+			}()
+			return
+		}
 		if r, d := p.core.Received(), p.core.Commit(); r != p.told.received || d != p.told.durable {
 			p.told.received, p.told.durable = r, d
 			if f := p.cfg.OnProgress; f != nil {

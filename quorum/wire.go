@@ -56,7 +56,8 @@ const cutSize = paxos.BallotSize + 8
 //	32  ballot    the asker's
 //	64  stream    u32
 //	68  status    u8
-//	69  flags     u8    1: the member met the ballot's opening (State)
+//	69  flags     u8    1: the member met the ballot's opening (State); 2: its journal is
+//	                    more than half full
 //	70  zero      u16
 //	72  received  u64
 //	80  durable   u64
@@ -235,6 +236,7 @@ type answer struct {
 	stream   uint32
 	status   paxos.Status
 	opened   bool // State
+	tight    bool
 	received uint64
 	durable  uint64
 	promised Ballot      // if status is Fenced
@@ -246,7 +248,7 @@ func appendAnswer(b []byte, a *answer, state bool) []byte {
 	b = append(b, a.brick[:]...)
 	b = paxos.AppendBallot(b, a.ballot)
 	b = binary.LittleEndian.AppendUint32(b, a.stream)
-	b = append(b, byte(a.status), flag(a.opened), 0, 0)
+	b = append(b, byte(a.status), bit(a.opened)|bit(a.tight)<<1, 0, 0)
 	b = binary.LittleEndian.AppendUint64(b, a.received)
 	b = binary.LittleEndian.AppendUint64(b, a.durable)
 	switch {
@@ -264,9 +266,9 @@ func decodeAnswer(b []byte, a *answer, state bool) error {
 	}
 	*a = answer{group: ident.GroupID(b[:16]), brick: ident.BrickID(b[16:32]),
 		ballot: paxos.DecodeBallot(b[32:]), stream: binary.LittleEndian.Uint32(b[64:]),
-		status: paxos.Status(b[68]), opened: b[69] == 1, received: binary.LittleEndian.Uint64(b[72:]),
+		status: paxos.Status(b[68]), opened: b[69]&1 != 0, tight: b[69]&2 != 0, received: binary.LittleEndian.Uint64(b[72:]),
 		durable: binary.LittleEndian.Uint64(b[80:])}
-	if !a.status.Valid() || b[69] > 1 || b[70] != 0 || b[71] != 0 || a.durable > a.received {
+	if !a.status.Valid() || b[69] > 3 || b[70] != 0 || b[71] != 0 || a.durable > a.received {
 		return errValue
 	}
 	rest := b[answerSize:]

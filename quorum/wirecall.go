@@ -89,10 +89,10 @@ func appendPrepare(b []byte, m *prepareCall) []byte {
 	b = append(b, m.group[:]...)
 	b = append(b, m.brick[:]...)
 	b = paxos.AppendBallot(b, m.ballot)
-	return append(b, flag(m.force))
+	return append(b, bit(m.force))
 }
 
-func flag(v bool) byte {
+func bit(v bool) byte {
 	if v {
 		return 1
 	}

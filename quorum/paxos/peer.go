@@ -6,6 +6,7 @@ type Peer struct {
 	state                  peerState
 	connected              bool
 	heard                  bool   // since the last tick
+	tight                  bool   // its journal is getting full
 	opened                 bool   // it met this ballot, or will before anything else that is sent
 	repeat                 bool   // the probe is a repetition: an answer to the first will do
 	stream                 uint32 // of messages; a gap ends it
@@ -41,7 +42,7 @@ type PeerView struct {
 	Member            Member
 	Connected         bool
 	Received, Durable uint64
-	Lagging           bool
+	Lagging, Tight    bool
 	Owes, Heard       bool // an answer is due; one came since the last tick
 	State             string
 }
@@ -93,7 +94,7 @@ func (p *Proposer) Index(m Member) int {
 func (p *Proposer) View(i int) PeerView {
 	q := &p.peers[i]
 	v := PeerView{Member: q.Member, Connected: q.connected, Received: q.received,
-		Durable: q.durable, Owes: p.owes(q), Heard: q.heard}
+		Durable: q.durable, Tight: q.tight, Owes: p.owes(q), Heard: q.heard}
 	v.Lagging = q.state != peerStreaming || p.tail.between(q.received, p.tail.last()) >= WindowBytesMax
 	switch {
 	case !q.connected:
@@ -324,6 +325,14 @@ func (p *Proposer) OnAccepted(i int, stream uint32, status Status, received, dur
 	}
 	q.received = max(q.received, q.durable)
 	return p.advance()
+}
+
+// SetTight notes what a member says of its journal, and reports whether it is news.
+func (p *Proposer) SetTight(i int, tight bool) bool {
+	q := &p.peers[i]
+	news := q.tight != tight
+	q.tight = tight
+	return news
 }
 
 // OnFenced tells of a higher ballot: this proposer is over. It reports whether that is news.
