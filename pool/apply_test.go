@@ -382,3 +382,16 @@ func FuzzDecodeCommand(f *testing.F) {
 		_ = Apply(s, c) // must not panic
 	})
 }
+
+func FuzzDecodeSnapshot(f *testing.F) {
+	s, _ := NewState(poolID, "p")
+	p := &Pool{cfg: Config{Pool: poolID}}
+	f.Add(pack(snapshot{State: s, Voters: []ident.NodeID{{1}}}))
+	f.Add(pack(submitAnswer{Version: 1, Refusal: &refusal{Kind: fault.Exists}}))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		snap, err := p.decodeSnapshot(b)
+		if err == nil && (snap.State == nil || snap.State.Pool != poolID || len(snap.Voters) > VotersMax) {
+			t.Fatalf("accepted %+v", snap)
+		}
+	})
+}
