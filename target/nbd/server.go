@@ -49,7 +49,7 @@ type Stats struct {
 	Handshakes  int            // of these, negotiating
 	Sessions    map[string]int // by export
 	InFlight    int            // requests that are not answered, or whose answer is not sent
-	BytesHeld   int64          // what they keep in memory
+	BytesHeld   int64          // what they keep in memory, and will, for one that waits to be let in
 	Accepted    uint64         // connections, ever
 	Refused     uint64         // of these, closed because of ConnectionsMax
 	Malformed   uint64         // of these, ended by input that breaks the protocol

@@ -136,7 +136,9 @@ func flushSucceeds(t *testing.T, d target.Device) {
 
 func refusesOutside(t *testing.T, d target.Device) {
 	n := int64(d.BlockSize())
-	for _, r := range [][2]int64{{-n, n}, {d.Size(), n}, {d.Size() - n, 2 * n}, {n / 2, n}, {0, n / 2}, {1 << 62, n}} {
+	for _, r := range [][2]int64{
+		{-n, n}, {d.Size(), n}, {d.Size() - n, 2 * n}, {n / 2, n}, {0, n / 2}, {1 << 62, n},
+	} {
 		what := fmt.Sprintf("[%d, +%d)", r[0], r[1])
 		p := make([]byte, r[1])
 		if d.TryReadAt(p, r[0]) {
