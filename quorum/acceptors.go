@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"sort"
 	"sync"
+	"time"
 
 	"github.com/gabion-storage/gabion/internal/fault"
 	"github.com/gabion-storage/gabion/internal/ident"
@@ -44,7 +45,8 @@ type Acceptors struct {
 	dirtyMu sync.Mutex
 	dirty   []*group // owe an answer at the end of the burst
 
-	wake chan struct{} // to Run: something became due
+	wake  chan struct{} // to Run: something became due
+	delay time.Duration // LazySyncDelay, but in tests
 }
 
 type groupKey struct {
@@ -77,6 +79,7 @@ func NewAcceptors(cfg AcceptorsConfig) *Acceptors {
 		proposers: make(map[proposerKey]*Proposer),
 		epochs:    make(map[ident.GroupID]uint64),
 		wake:      make(chan struct{}, 1),
+		delay:     LazySyncDelay,
 	}
 	if a.log == nil {
 		a.log = slog.New(slog.DiscardHandler)

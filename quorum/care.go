@@ -47,7 +47,7 @@ func (a *Acceptors) appended(b *brick, n int) {
 // Run does the background work until ctx ends: truncation after chosen
 // checkpoints, copy-forward of entries that pin old journal segments, lazy sync.
 func (a *Acceptors) Run(ctx context.Context) {
-	timer := time.NewTimer(LazySyncDelay)
+	timer := time.NewTimer(a.delay)
 	timer.Stop()
 	defer timer.Stop()
 	armed := false
@@ -57,7 +57,7 @@ func (a *Acceptors) Run(ctx context.Context) {
 			return
 		case <-a.wake:
 			if !armed && a.tend(false) {
-				timer.Reset(LazySyncDelay)
+				timer.Reset(a.delay)
 				armed = true
 			} else if armed {
 				a.tend(false)
@@ -65,7 +65,7 @@ func (a *Acceptors) Run(ctx context.Context) {
 		case <-timer.C:
 			armed = a.tend(true)
 			if armed {
-				timer.Reset(LazySyncDelay)
+				timer.Reset(a.delay)
 			}
 		}
 	}
