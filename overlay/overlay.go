@@ -72,8 +72,8 @@ const Never = time.Duration(1<<63 - 1)
 // concurrently and never wait. What they return is shared and read only.
 type View interface {
 	Self() ident.NodeID
-	// TableVersion is the version of the node and lane table in use; it only
-	// grows.
+	// TableVersion changes when the lane table does, and only grows. It does
+	// not change with the catalog or when a node comes or goes.
 	TableVersion() uint64
 	// Nodes returns all nodes of the table, Self included, sorted by id.
 	Nodes() []Node

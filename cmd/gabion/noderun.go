@@ -4,9 +4,12 @@ import (
 	"context"
 	"log/slog"
 
-	"github.com/gabion-storage/gabion/internal/fault"
+	"github.com/gabion-storage/gabion/internal/node"
 )
 
-func runNode(_ context.Context, dir string, _ *nodeFlags, _ *slog.Logger) error {
-	return fault.Newf(fault.Unavailable, "node run", dir, "this build has no node in it; use a release")
+func runNode(ctx context.Context, dir string, f *nodeFlags, log *slog.Logger) error {
+	return node.Run(ctx, node.Config{
+		Dir: dir, Listen: f.listen, NBD: orOff(f.nbd), HTTP: orOff(f.http), Name: f.name, Bricks: f.bricks,
+		Zone: f.zone, Rack: f.rack, Join: f.join, Token: f.token, Log: log, Version: version,
+	})
 }

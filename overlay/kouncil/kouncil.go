@@ -97,11 +97,13 @@ type Kouncil struct {
 	start time.Duration
 
 	mu      sync.RWMutex
-	version uint64
-	nodes   []overlay.Node // sorted by id
-	lanes   [][]placement.Ref
-	peers   map[ident.NodeID]*peer
-	changed []func()
+	version uint64 // of the pool's state
+	// tableVersion is the version at which the lanes last changed here.
+	tableVersion uint64
+	nodes        []overlay.Node // sorted by id
+	lanes        [][]placement.Ref
+	peers        map[ident.NodeID]*peer
+	changed      []func()
 }
 
 var _ overlay.View = (*Kouncil)(nil)
@@ -307,6 +309,9 @@ func (k *Kouncil) SetTable(version uint64, nodes []overlay.Node, lanes [][]place
 	if version <= k.version {
 		k.mu.Unlock()
 		return
+	}
+	if !slices.EqualFunc(k.lanes, lanes, slices.Equal) || k.tableVersion == 0 {
+		k.tableVersion = version
 	}
 	k.version, k.lanes = version, lanes
 	k.nodes = slices.Clone(nodes)

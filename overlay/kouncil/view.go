@@ -15,7 +15,7 @@ func (k *Kouncil) Self() ident.NodeID { return k.self }
 func (k *Kouncil) TableVersion() uint64 {
 	k.mu.RLock()
 	defer k.mu.RUnlock()
-	return k.version
+	return k.tableVersion
 }
 
 // Nodes implements overlay.View.

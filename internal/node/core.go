@@ -1,0 +1,299 @@
+package node
+
+import (
+	"context"
+	"encoding/binary"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/gabion-storage/gabion/blockdev"
+	"github.com/gabion-storage/gabion/dht"
+	"github.com/gabion-storage/gabion/dht/brick"
+	"github.com/gabion-storage/gabion/internal/fault"
+	"github.com/gabion-storage/gabion/internal/ident"
+	"github.com/gabion-storage/gabion/internal/link"
+	"github.com/gabion-storage/gabion/overlay"
+	"github.com/gabion-storage/gabion/overlay/kouncil"
+	"github.com/gabion-storage/gabion/pool"
+	"github.com/gabion-storage/gabion/quorum"
+)
+
+// CoreConfig is what a node is made of, below sockets and files: a transport
+// that is not started yet, and open bricks. The simulator gives it simulated ones.
+type CoreConfig struct {
+	Pool      ident.PoolID
+	Name      string
+	Addr      string // where other nodes reach the transport
+	Labels    map[string]string
+	Boot      uint64
+	Transport link.Transport
+	Bricks    []*brick.Brick
+	// StateFile keeps the pool's state between runs.
+	StateFile pool.File
+	// First: this node makes the pool.
+	First    bool
+	PoolName string
+	// OnPeers is told where the other nodes are.
+	OnPeers func(map[ident.NodeID]string)
+
+	// Tune and Kouncil shorten timers and limits in tests; nil and zero for defaults.
+	Tune    func(*blockdev.Config)
+	Kouncil kouncil.Config
+	Log     *slog.Logger
+}
+
+// Core is a node without its outside.
+type Core struct {
+	cfg       CoreConfig
+	Self      ident.NodeID
+	View      *kouncil.Kouncil
+	Acceptors *quorum.Acceptors
+	Extents   *dht.Store
+	Pool      *pool.Pool
+	Manager   *blockdev.Manager
+
+	ctx    context.Context
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+	events chan struct{} // something changed that maintenance may care about
+	swept  map[ident.VolumeID]bool
+}
+
+// NewCore builds the parts and registers their handlers. Nothing runs yet.
+func NewCore(cfg CoreConfig) (*Core, error) {
+	ctx, cancel := context.WithCancel(context.Background())
+	c := &Core{cfg: cfg, Self: cfg.Transport.Self(), ctx: ctx, cancel: cancel, events: make(chan struct{}, 1), swept: map[ident.VolumeID]bool{}}
+	kc := cfg.Kouncil
+	kc.Transport, kc.Boot, kc.Log = cfg.Transport, cfg.Boot, cfg.Log
+	kc.Payload, kc.OnPayload = c.pingPayload, c.onPing
+	c.View = kouncil.New(kc)
+	c.Acceptors = quorum.NewAcceptors(quorum.AcceptorsConfig{Transport: cfg.Transport, HolderMayLive: c.View.HolderMayLive, Log: cfg.Log})
+	c.Extents = dht.New(dht.Config{Transport: cfg.Transport, View: c.View, Log: cfg.Log})
+	for _, b := range cfg.Bricks {
+		if err := c.Acceptors.AddBrick(b.ID(), quorum.JournalOf(b.Journal()), b.Stable()); err != nil {
+			cancel()
+			return nil, err
+		}
+		if err := c.Extents.AddBrick(b); err != nil {
+			cancel()
+			return nil, err
+		}
+	}
+	var err error
+	if c.Pool, err = pool.New(pool.Config{
+		Pool: cfg.Pool, Transport: cfg.Transport, Acceptors: c.Acceptors, Boot: cfg.Boot, View: c.View,
+		File: cfg.StateFile, Log: cfg.Log,
+	}); err != nil {
+		cancel()
+		return nil, err
+	}
+	c.Pool.OnChange(c.onState)
+	c.Manager = blockdev.NewManager(blockdev.ManagerConfig{
+		Self: c.Self, Boot: cfg.Boot, Transport: cfg.Transport, Acceptors: c.Acceptors, Extents: c.Extents,
+		View: c.View, Catalog: c.Pool.State, Log: cfg.Log, Tune: cfg.Tune,
+	})
+	c.View.OnChange(c.wake)
+	return c, nil
+}
+
+// Meet tells a node that has just been let in whom to turn to.
+func (c *Core) Meet(peers map[ident.NodeID]string) {
+	if c.Pool.State().Version == 0 && c.cfg.OnPeers != nil {
+		c.cfg.OnPeers(peers)
+	}
+}
+
+// Start runs the node's background work. The transport runs already.
+func (c *Core) Start(ctx context.Context) error {
+	c.onState(c.Pool.State())
+	c.wg.Go(func() { c.View.Run(c.ctx) })
+	c.wg.Go(func() { c.Acceptors.Run(c.ctx) })
+	if c.cfg.First {
+		if err := c.Pool.Init(ctx, c.cfg.PoolName, c.record()); err != nil {
+			return err
+		}
+	}
+	c.wg.Go(func() { c.Pool.Run(c.ctx) })
+	c.wg.Go(c.announce)
+	c.wg.Go(c.care)
+	return nil
+}
+
+// Close ends everything; bricks and transport stay open.
+func (c *Core) Close() {
+	c.Manager.Close()
+	c.Extents.Close()
+	c.cancel()
+	c.wg.Wait()
+}
+
+// record is this node's entry in the pool's state.
+func (c *Core) record() pool.NodeRecord {
+	r := pool.NodeRecord{ID: c.Self, Name: c.cfg.Name, Addr: c.cfg.Addr, Labels: c.cfg.Labels}
+	for _, b := range c.cfg.Bricks {
+		total := b.Usage().Total
+		r.Bricks = append(r.Bricks, overlay.BrickInfo{ID: b.ID(), Capacity: total, Weight: uint64(max(total>>20, 1))})
+	}
+	return r
+}
+
+// announce keeps this node's record true: it submits it until the pool has it.
+func (c *Core) announce() {
+	for c.ctx.Err() == nil {
+		if c.Pool.State().SameNode(c.record()) {
+			return
+		}
+		r := c.record()
+		ctx, cancel := context.WithTimeout(c.ctx, 10*time.Second)
+		err := c.Pool.Submit(ctx, pool.Command{PutNode: &r})
+		cancel()
+		if err == nil {
+			return
+		}
+		c.cfg.Log.Info("this node is not recorded in the pool yet", "error", err)
+		if fault.Is(err, fault.Invalid) || fault.Is(err, fault.Exists) {
+			return // told above; repeating it cannot help
+		}
+		c.pause(time.Second)
+	}
+}
+
+func (c *Core) pause(d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-c.ctx.Done():
+	case <-t.C:
+	}
+}
+
+// onState takes over a new state of the pool.
+func (c *Core) onState(st *pool.State) {
+	if st == nil || st.Version == 0 {
+		return
+	}
+	peers := map[ident.NodeID]string{}
+	for _, r := range st.Nodes {
+		if r.ID != c.Self {
+			peers[r.ID] = r.Addr
+		}
+	}
+	if c.cfg.OnPeers != nil {
+		c.cfg.OnPeers(peers)
+	}
+	c.View.SetTable(st.Version, st.OverlayNodes(), st.Lanes.Lanes)
+	if c.Manager != nil {
+		c.Manager.Sync(st)
+	}
+	c.wake()
+}
+
+// pingPayload is what this node tells the others with each ping: the version of
+// the pool's state that it has.
+func (c *Core) pingPayload() []byte {
+	return binary.LittleEndian.AppendUint64(nil, c.Pool.State().Version)
+}
+
+func (c *Core) onPing(from ident.NodeID, body []byte) {
+	if len(body) >= 8 {
+		c.Pool.Notice(from, binary.LittleEndian.Uint64(body))
+	}
+}
+
+func (c *Core) wake() {
+	select {
+	case c.events <- struct{}{}:
+	default:
+	}
+}
+
+// care acts on events: it drops what was deleted, and lends a hand to volumes
+// that nobody holds but that lack redundancy.
+func (c *Core) care() {
+	for {
+		select {
+		case <-c.ctx.Done():
+			return
+		case <-c.events:
+		}
+		c.sweep()
+		c.mendUnheld()
+	}
+}
+
+// sweep drops the groups and extents of deleted volumes from this node.
+func (c *Core) sweep() {
+	st := c.Pool.State()
+	var upTo uint64
+	for _, t := range st.Tombstones {
+		if !c.swept[t.ID] {
+			c.Manager.Detach(t.ID, fault.Newf(fault.NotFound, "volume", t.Name, "it was deleted"))
+			if err := c.Acceptors.Drop(ident.MapBlock(t.ID)); err != nil {
+				c.cfg.Log.Warn("a deleted volume's map block stays for now", "volume", t.Name, "error", err)
+				return
+			}
+			freed, err := c.Extents.DropLocal(t.ID)
+			if err != nil {
+				c.cfg.Log.Warn("a deleted volume's extents stay for now", "volume", t.Name, "error", err)
+				return
+			}
+			c.swept[t.ID] = true
+			c.cfg.Log.Info("deleted volume dropped", "volume", t.Name, "freed_bytes", freed)
+		}
+		upTo = max(upTo, t.Seq)
+	}
+	if me, ok := st.Node(c.Self); ok && me.Swept < upTo {
+		ctx, cancel := context.WithTimeout(c.ctx, 10*time.Second)
+		defer cancel()
+		if err := c.Pool.Submit(ctx, pool.Command{Swept: &pool.Swept{Node: c.Self, UpTo: upTo}}); err != nil {
+			c.cfg.Log.Debug("sweep not reported yet", "error", err)
+		}
+	}
+}
+
+// mendUnheld attaches, for a moment, volumes that nobody holds and that have
+// fewer voters than they want while there are nodes to add. Of all members the
+// live one with the lowest id does it.
+func (c *Core) mendUnheld() {
+	nodes := 0
+	for _, n := range c.View.Nodes() {
+		if n.State == overlay.Alive && len(n.Bricks) > 0 {
+			nodes++
+		}
+	}
+	for _, d := range c.Pool.State().Volumes {
+		g, ok := c.Acceptors.Group(ident.MapBlock(d.ID))
+		if !ok || c.ctx.Err() != nil {
+			continue
+		}
+		if g.Config.Voters() >= min(d.Replicas, nodes) || !c.responsible(g) {
+			continue
+		}
+		ctx, cancel := context.WithTimeout(c.ctx, 30*time.Second)
+		v, err := c.Manager.Attach(ctx, d.Name, false)
+		if err == nil {
+			err = v.WaitMaintained(ctx)
+		}
+		cancel()
+		if err != nil {
+			c.cfg.Log.Debug("a volume without a holder could not be mended", "volume", d.Name, "error", err)
+		}
+	}
+}
+
+// responsible picks one member to mend a volume: the one with the highest
+// ballot if it lives, else the live one with the lowest id.
+func (c *Core) responsible(g quorum.GroupInfo) bool {
+	var alive []ident.NodeID
+	for _, m := range g.Config.Members {
+		if c.View.State(m.Node) == overlay.Alive {
+			alive = append(alive, m.Node)
+		}
+	}
+	if slices.Contains(alive, g.Promised.Node) {
+		return g.Promised.Node == c.Self
+	}
+	return len(alive) > 0 && slices.MinFunc(alive, ident.NodeID.Compare) == c.Self
+}

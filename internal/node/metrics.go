@@ -1,0 +1,90 @@
+package node
+
+import (
+	"github.com/gabion-storage/gabion/dht/brick"
+	"github.com/gabion-storage/gabion/exporter"
+	"github.com/gabion-storage/gabion/overlay"
+)
+
+// sources is what a scrape asks. Before the node is built there is nothing to tell.
+func (n *Node) sources() exporter.Sources {
+	return exporter.Sources{
+		Version: n.cfg.Version,
+		Health:  n.unhealthy,
+		Sessions: func() int {
+			if n.nbd == nil {
+				return 0
+			}
+			sum := 0
+			for _, c := range n.nbd.Stats().Sessions {
+				sum += c
+			}
+			return sum
+		},
+		Volumes: n.volumeMetrics,
+		Bricks:  n.brickMetrics,
+		Link: func() exporter.Link {
+			s := n.mesh.Stats()
+			return exporter.Link{SentBytes: s.SentBytes, ReceivedBytes: s.ReceivedBytes, Peers: s.Outbound}
+		},
+		DHT: func() exporter.DHT {
+			var out exporter.DHT
+			for _, h := range n.Extents.Stats().Holders {
+				out.Puts += h.Puts
+				out.Gets += h.Reads
+				out.Corrupt += h.ReadsCorrupt
+			}
+			return out
+		},
+		Nodes: func() map[string]int {
+			out := map[string]int{}
+			for _, x := range n.View.Nodes() {
+				out[x.State.String()]++
+			}
+			for _, s := range []overlay.State{overlay.Alive, overlay.Suspect, overlay.Down} {
+				out[s.String()] += 0
+			}
+			return out
+		},
+	}
+}
+
+func (n *Node) unhealthy() []string {
+	if n.Core == nil {
+		return []string{"the node is starting"}
+	}
+	var out []string
+	for _, b := range n.bricks {
+		if s := b.b.Usage().State; s == brick.StateBroken {
+			out = append(out, "brick "+b.path+" is broken")
+		}
+	}
+	if n.View.Isolated() {
+		out = append(out, "more than a third of the nodes are out of reach")
+	}
+	return out
+}
+
+func (n *Node) volumeMetrics() []exporter.Volume {
+	var out []exporter.Volume
+	for v := range n.Manager.Attached() {
+		s := v.Status()
+		out = append(out, exporter.Volume{
+			Name: s.Name, SizeBytes: v.Size(), UsedBytes: s.StoredBytes, ReplicasWanted: s.Replicas, ReplicasPresent: s.Present,
+			Held: true, Epoch: s.Epoch, LogBytes: s.TailBytes, CheckpointAgeSeconds: s.CheckpointAge.Seconds(), MembersLagging: s.Lagging,
+		})
+	}
+	return out
+}
+
+func (n *Node) brickMetrics() []exporter.Brick {
+	var out []exporter.Brick
+	for _, b := range n.bricks {
+		u := b.b.Usage()
+		out = append(out, exporter.Brick{
+			ID: b.b.ID(), Path: b.path, UsedBytes: u.ExtentStored, FreeBytes: u.Free, TotalBytes: u.Total,
+			JournalLiveBytes: u.JournalLive, Broken: u.State == brick.StateBroken,
+		})
+	}
+	return out
+}
