@@ -97,6 +97,9 @@ func (m *Model) BeginZero(off int64, n int, trim bool) *Op {
 
 func (m *Model) add(o *Op) {
 	for b := o.first; b < o.last; b++ {
+		if len(m.blocks[b])%16 == 0 {
+			m.prune(b)
+		}
 		m.blocks[b] = append(m.blocks[b], version{stamp: o.stamp, begin: o.begin, end: open, maybe: o.trim})
 	}
 }
@@ -119,7 +122,6 @@ func (o *Op) settle(durable, maybe bool) {
 				v.end, v.durable, v.maybe = now, durable, v.maybe || maybe
 			}
 		}
-		m.prune(b)
 	}
 }
 
@@ -199,9 +201,6 @@ next:
 // prune forgets contents of block b that no read and no power cut can show.
 func (m *Model) prune(b int) {
 	vs := m.blocks[b]
-	if len(vs) < 32 {
-		return
-	}
 	oldest := m.clock
 	for o := range m.reads {
 		oldest = min(oldest, o.begin)
