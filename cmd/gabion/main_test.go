@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
@@ -73,23 +74,26 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// awaits repeats a program until it succeeds, for at most 20 s.
+// awaits repeats a program until it succeeds and its output matches, for at
+// most 20 s: awaits REGEXP gabion status.
 func awaits(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) == 0 {
-		ts.Fatalf("usage: awaits PROGRAM ARG...")
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: awaits REGEXP PROGRAM ARG...")
 	}
+	want, err := regexp.Compile("(?m)" + args[0])
+	ts.Check(err)
 	deadline := time.After(20 * time.Second)
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		err := ts.Exec(args[0], args[1:]...)
-		if err == nil {
+		err := ts.Exec(args[1], args[2:]...)
+		if err == nil && want.MatchString(ts.ReadFile("stdout")) {
 			return
 		}
 		select {
 		case <-tick.C:
 		case <-deadline:
-			ts.Fatalf("it never succeeded: %v", err)
+			ts.Fatalf("it never said %q: %v", args[0], err)
 		}
 	}
 }
