@@ -110,6 +110,7 @@ func (a *Acceptors) AddBrick(id ident.BrickID, j Journal, s Stable) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.bricks[id] = b
+	b.measure()
 	for _, g := range groups {
 		g.core.Synced(g.core.Opened(), g.core.Received())
 		a.groups[groupKey{g.id, id}] = g
@@ -368,12 +369,7 @@ type GroupInfo struct {
 func (a *Acceptors) Groups() []GroupInfo {
 	var infos []GroupInfo
 	for _, g := range a.all() {
-		g.mu.Lock()
-		c := g.core
-		infos = append(infos, GroupInfo{Group: g.id, Brick: g.brick.id, Promised: c.Promised(),
-			UpTo: c.Checkpoint().UpTo, First: c.Checkpoint().UpTo + 1, Last: c.Last(),
-			LogBytes: c.LogBytes(), Config: c.Config()})
-		g.mu.Unlock()
+		infos = append(infos, g.info())
 	}
 	sort.Slice(infos, func(i, j int) bool {
 		if c := infos[i].Group.Compare(infos[j].Group); c != 0 {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand"
+	"os"
 	"strconv"
 	"testing"
 	"time"
@@ -75,9 +76,17 @@ func (n *brickNode) crash(rng *rand.Rand, power bool) {
 
 // TestTortureOverRealBricks opens, writes, flushes, checkpoints, kills and cuts
 // the power over small journals, so that they are trimmed, copied forward and
-// full, and compares with what was acknowledged.
+// full, and compares with what was acknowledged. GABION_TORTURE_SEEDS widens it.
 func TestTortureOverRealBricks(t *testing.T) {
-	for seed := range int64(6) {
+	seeds := int64(4)
+	if s := os.Getenv("GABION_TORTURE_SEEDS"); s != "" {
+		n, err := strconv.ParseInt(s, 10, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		seeds = n
+	}
+	for seed := range seeds {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) { torture(t, seed) })
 	}
 }

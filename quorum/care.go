@@ -18,6 +18,9 @@ const (
 	// entries copied forward, forwardBytesMax at a time.
 	forwardFraction = 2
 	forwardBytesMax = 4 << 20
+	// The last 1/reserveFraction of a journal is for what makes room again:
+	// openings with what they recovered, checkpoints, and copies.
+	reserveFraction = 8
 )
 
 // care is what Run needs to know of a brick.
@@ -25,6 +28,7 @@ type care struct {
 	bytes atomic.Int64 // appended since the last round
 	due   atomic.Bool  // a round is coming
 	tight atomic.Bool  // the journal is more than 1/forwardFraction full
+	full  atomic.Bool  // only the reserve is left
 }
 
 // measure keeps tight up to date.
@@ -32,6 +36,9 @@ func (b *brick) measure() {
 	oldest, next, limit := b.j.Live()
 	if tight := next-oldest > limit/forwardFraction; tight != b.care.tight.Load() {
 		b.care.tight.Store(tight)
+	}
+	if full := next-oldest > limit-limit/reserveFraction; full != b.care.full.Load() {
+		b.care.full.Store(full)
 	}
 }
 

@@ -128,6 +128,11 @@ func (g *group) accept(r *request, m *paxos.Accept, to asker) (refused *answer) 
 	if g.dropped {
 		return g.gone(r)
 	}
+	if g.brick.care.full.Load() && m.Kind == EntryData && m.Slot > g.core.Recovered() &&
+		!r.ballot.Less(g.core.Promised()) {
+		err := g.core.Learn(r.ballot, r.commit, g)
+		return g.settle(r, to, paxos.Full, err)
+	}
 	status, err := g.core.Accept(m, g)
 	return g.settle(r, to, status, err)
 }
@@ -178,6 +183,12 @@ func (g *group) probe(r *request, to asker) *answer {
 	defer g.mu.Unlock()
 	if g.dropped {
 		return g.gone(r)
+	}
+	if err := g.core.Learn(r.ballot, r.commit, g); err != nil {
+		g.failed(err)
+	}
+	if _, due := g.core.Due(); due {
+		g.a.appended(g.brick, 0)
 	}
 	status, s := g.core.State(r.ballot)
 	ans := &answer{group: g.id, brick: g.brick.id, ballot: r.ballot, stream: r.stream, status: status,

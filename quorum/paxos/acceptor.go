@@ -64,6 +64,9 @@ func (a *Acceptor) Commit() uint64         { return a.commit }
 func (a *Acceptor) Last() uint64           { return a.log.last() }
 func (a *Acceptor) LogBytes() int64        { return a.log.bytes }
 
+// Recovered is the last slot that the opened ballot learnt in its phase 1.
+func (a *Acceptor) Recovered() uint64 { return lastCut(a.cuts).Slot }
+
 // Received is the last slot of the contiguous run at the opened ballot.
 func (a *Acceptor) Received() uint64 {
 	if len(a.log.runs) > 0 && a.log.runs[0].Ballot == a.opened {
@@ -168,7 +171,7 @@ func (a *Acceptor) Open(b Ballot, cuts []Cut, j Journal) (Status, error) {
 }
 
 // Accept takes one entry; the shell has checked it with CheckBody. The error is the
-// journal's, and nothing has changed then.
+// journal's; then nothing but the commit may have changed.
 func (a *Acceptor) Accept(m *Accept, j Journal) (Status, error) {
 	if !a.admits(m.Ballot) {
 		return Fenced, nil
@@ -200,6 +203,8 @@ func (a *Acceptor) Accept(m *Accept, j Journal) (Status, error) {
 	pos, size, err := j.Append(&a.rec)
 	a.rec.Body = nil
 	if err != nil {
+		// A checkpoint that is known to be chosen is what makes room.
+		a.commit = max(a.commit, min(m.Commit, received))
 		return Full, err
 	}
 	a.log.put(m.Slot, m.Ballot, slotMeta{pos, int32(size), int32(len(m.Body)), m.Kind}, sp)

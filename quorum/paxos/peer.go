@@ -189,7 +189,7 @@ func (p *Proposer) Pull(i int) (Out, bool) {
 			q.stream, q.syncSent, q.commitSent = q.stream+1, 0, 0
 		}
 		q.state, q.repeat = peerProbing, false
-		return Out{Kind: OutProbe, Stream: q.stream}, true
+		return Out{Kind: OutProbe, Stream: q.stream, Commit: p.commit}, true
 	case peerBehind:
 		q.state = peerInstalling
 		c := p.ckpt
