@@ -17,8 +17,8 @@ type rawNode struct {
 	r     *rig
 	trans *link.MemoryNode
 	mu    sync.Mutex
-	pings []uint64 // seqs of the pings it got
-	pongs []uint64 // seqs of the pongs it got
+	pings []uint64 // seqs of the pings it got of the first node
+	pongs []uint64 // seqs of the pongs it got of the first node
 }
 
 // raw replaces the last node by one whose messages the test writes.
@@ -28,7 +28,10 @@ func (r *rig) raw() *rawNode {
 	r.nodes[i].stop()
 	w := &rawNode{r: r, trans: r.net.Node(r.table[i].ID)}
 	note := func(seqs *[]uint64) link.Handler {
-		return func(_ link.Peer, body []byte, _ bool) {
+		return func(from link.Peer, body []byte, _ bool) {
+			if from.ID() != r.table[0].ID {
+				return
+			}
 			w.mu.Lock()
 			*seqs = append(*seqs, binary.LittleEndian.Uint64(body))
 			w.mu.Unlock()
@@ -38,7 +41,7 @@ func (r *rig) raw() *rawNode {
 	w.trans.Handle(TypePong, note(&w.pongs))
 	w.trans.Start()
 	r.nodes[i] = &member{Kouncil: r.nodes[i].Kouncil, trans: w.trans, stop: func() {}}
-	r.after(0)
+	r.after(time.Second) // connections are made again
 	return w
 }
 
