@@ -11,4 +11,4 @@ else
 	export GABION_SIM_SECONDS=${SIM_SECONDS:-60}
 fi
 # shellcheck disable=SC2086
-exec go test -count=1 -v -timeout $((${SIM_SECONDS:-60} * 3 + 300))s -run Sim $packages
+exec go test -count=1 -v -timeout $((${SIM_SECONDS:-60} * 3 + 300))s -run 'Sim|Linear' $packages

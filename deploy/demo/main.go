@@ -195,7 +195,7 @@ func help(c *cluster.Cluster) string {
   with a kernel that has nbd:    nbd-client %s %s /dev/nbd0 -N %s -b 4096
                                  mkfs.ext4 /dev/nbd0 && mount /dev/nbd0 /mnt
   without:                       touch disk; nbdfuse -o allow_other disk %s &
-                                 losetup -f --show --direct-io=on disk
+                                 losetup -f --show --direct-io=on -b 4096 disk
   a virtual machine:             qemu-system-x86_64 … -drive file=%s,format=raw,if=virtio
 
 `, volume, host, port, volume, uri, uri)

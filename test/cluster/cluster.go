@@ -134,7 +134,7 @@ func Empty(t testing.TB) *Cluster {
 	t.Cleanup(func() {
 		if t.Failed() {
 			for _, n := range c.Nodes {
-				t.Logf("log of %s:\n%s", n.Name, n.LogTail(40))
+				t.Logf("log of %s (%s):\n%s", n.Name, n.fate(), n.LogTail(40))
 			}
 		}
 		if err := c.Stop(); err != nil {

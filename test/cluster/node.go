@@ -209,6 +209,19 @@ func (n *Node) Alive() bool {
 // Exited is closed when the process is gone.
 func (n *Node) Exited() <-chan struct{} { return n.exited }
 
+// fate says in words whether the process runs or how it ended.
+func (n *Node) fate() string {
+	switch {
+	case n.exited == nil:
+		return "never started"
+	case n.Alive():
+		return "runs"
+	case n.exitErr == nil:
+		return "ended with success"
+	}
+	return n.exitErr.Error()
+}
+
 // Signal sends sig to the process.
 func (n *Node) Signal(sig os.Signal) error {
 	if !n.Alive() {
@@ -229,8 +242,32 @@ func (n *Node) Kill() error {
 	return nil
 }
 
-// Pause freezes the process, Resume thaws it.
-func (n *Node) Pause() error  { return n.Signal(syscall.SIGSTOP) }
+// Pause freezes the process; it returns once no thread of it runs any more.
+func (n *Node) Pause() error {
+	if err := n.Signal(syscall.SIGSTOP); err != nil {
+		return err
+	}
+	for end := time.Now().Add(StopTimeout); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		if frozen(n.PID()) {
+			return nil
+		}
+	}
+	return fmt.Errorf("node %s does not freeze", n.Name)
+}
+
+// frozen tells whether every thread of a process is stopped.
+func frozen(pid int) bool {
+	stats, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+	for _, f := range stats {
+		b, err := os.ReadFile(f)
+		if i := bytes.LastIndexByte(b, ')'); err != nil || i < 0 || !bytes.HasPrefix(b[i:], []byte(") T")) {
+			return false
+		}
+	}
+	return len(stats) > 0
+}
+
+// Resume thaws it.
 func (n *Node) Resume() error { return n.Signal(syscall.SIGCONT) }
 
 // Stop asks the process to end, waits, and tells how it ended: an exit code

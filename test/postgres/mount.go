@@ -11,11 +11,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/gabion-storage/gabion/test/cluster"
+	"github.com/gabion-storage/gabion/test/nbdclient"
 )
 
 // commandTimeout ends a tool that hangs on a device that does not answer.
@@ -78,7 +80,11 @@ func (m *Mount) attach(addr, export string, mkfs bool) error {
 	if err := m.waitForFile(); err != nil {
 		return err
 	}
-	out, err := run("losetup", "-f", "--show", "--direct-io=on", m.file)
+	sector, err := sectorSize(addr, export)
+	if err != nil {
+		return err
+	}
+	out, err := run("losetup", "-f", "--show", "--direct-io=on", "--sector-size", strconv.Itoa(sector), m.file)
 	if err != nil {
 		return err
 	}
@@ -90,6 +96,17 @@ func (m *Mount) attach(addr, export string, mkfs bool) error {
 	}
 	_, err = run("mount", m.loop, m.Path)
 	return err
+}
+
+// sectorSize is the smallest request that the export takes: losetup does not
+// ask for itself.
+func sectorSize(addr, export string) (int, error) {
+	c, err := nbdclient.Dial(addr, export)
+	if err != nil {
+		return 0, err
+	}
+	defer c.Close()
+	return max(512, int(c.BlockMin)), nil
 }
 
 // waitForFile waits until the file has the export's size: nbdfuse says nothing
