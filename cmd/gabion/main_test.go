@@ -169,7 +169,7 @@ func (p *fixedPool) CreateVolume(_ context.Context, q control.CreateVolume) (*co
 		return nil, fault.Newf(fault.Exists, "volume create", q.Name, "there is a volume with this name; choose another")
 	}
 	return &control.Volume{ID: ident.VolumeID{0x33}, Name: q.Name, SizeBytes: q.SizeBytes, BlockSize: q.BlockSize,
-		WriteCache: "quorum", ReplicasWanted: q.Replicas, ReplicasPresent: 1, Health: control.HealthDegraded,
+		WriteCache: q.WriteCache, ReplicasWanted: q.Replicas, ReplicasPresent: 1, Health: control.HealthDegraded,
 		HealthDetail: "1 of 3", CheckpointAgeSeconds: -1}, nil
 }
 

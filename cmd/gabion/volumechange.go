@@ -38,6 +38,9 @@ With fewer nodes than replicas the volume works at once and is degraded
 	}
 	c.Flags().StringVar(&size, "size", "", "`SIZE` of the volume: 10G (required)")
 	c.Flags().IntVar(&q.Replicas, "replicas", 3, "`N` copies to keep, on as many nodes")
+	c.Flags().StringVar(&q.WriteCache, "write-cache", "quorum",
+		"`WHEN` a plain write is answered: quorum (a majority has it in memory), none (a majority has it on disk), "+
+			"writer (at once)")
 	c.Flags().IntVar(&q.BlockSize, "block-size", 4096, "logical block size in `BYTES`: 512 or 4096")
 	return c
 }

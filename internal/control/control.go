@@ -150,7 +150,7 @@ type Volume struct {
 	UsedBytes int64 `json:"used_bytes"`
 	// BlockSize is the logical block size in bytes, 512 or 4096.
 	BlockSize int `json:"block_size"`
-	// WriteCache says when a plain write is answered: quorum.
+	// WriteCache says when a plain write is answered; see CreateVolume.
 	WriteCache string `json:"write_cache"`
 	// ReplicasWanted is the volume's property; ReplicasPresent counts the
 	// voters of its map block that are in reach and up to date.
@@ -251,8 +251,9 @@ type CreateVolume struct {
 	BlockSize int `json:"block_size,omitempty"`
 	// Replicas is 1 to 5, default 3.
 	Replicas int `json:"replicas,omitempty"`
-	// WriteCache is quorum (default): a write is answered when a majority has
-	// it in memory, a flush when a majority has it on disk.
+	// WriteCache says when a plain write is answered: "quorum" (default) when a
+	// majority has it in memory, "none" when a majority has it on disk, "writer"
+	// at once. A flush always waits for a majority's disks.
 	WriteCache string `json:"write_cache,omitempty"`
 }
 
