@@ -3,11 +3,13 @@ package quorum
 import (
 	"context"
 	"fmt"
-	"os"
+
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"go.uber.org/goleak"
 
 	"github.com/gabion-storage/gabion/internal/fault"
 	"github.com/gabion-storage/gabion/internal/ident"
@@ -267,4 +269,5 @@ func wantKind(t testing.TB, err error, k fault.Kind) {
 	}
 }
 
-func TestMain(m *testing.M) { os.Exit(m.Run()) }
+// Nothing of a closed node or proposer may go on running.
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }

@@ -290,10 +290,11 @@ func (h *holder) checkpoint() {
 func (h *holder) grow() {
 	w := h.n.w
 	if h.joining == nil {
-		m := w.nodes[w.rng.IntN(len(w.nodes))].member
-		if h.core.Config().Find(m.Node, m.Brick) >= 0 || h.core.Changing() {
+		n := len(h.core.Config().Members) // joined in order: the next one is new
+		if n == len(w.nodes) || h.core.Changing() {
 			return
 		}
+		m := w.nodes[n].member
 		h.joining = &m
 		h.core.AddLearner(m)
 		if w.connected(h.n.i, h.nodeOf(m)) {
