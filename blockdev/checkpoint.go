@@ -125,6 +125,9 @@ func (v *Volume) checkpoint(ctx context.Context) error {
 		f.abandon()
 		return err
 	}
+	if mutated("free-before-commit") {
+		v.deleteDead(ctx, f.deadAddrs())
+	}
 	slot, err := v.log.Checkpoint(upTo, st.Encode())
 	if err != nil {
 		f.abandon()
@@ -150,7 +153,9 @@ func (f *fold) install(st *extentmap.State) []ident.Addr {
 	v.mu.Lock()
 	f.tx.Commit()
 	v.root, v.tableRefs = st.Root, st.Table
-	v.mapGen++
+	if !mutated("stale-map") {
+		v.mapGen++
+	}
 	v.frozen = nil
 	for _, n := range f.fromTail {
 		delete(v.loose, n)

@@ -218,7 +218,9 @@ func (v *Volume) wanted() wanted {
 		w.keep[r.Addr] = r.Number
 	}
 	for _, x := range v.loose {
-		w.keep[x.addr] = x.number
+		if !mutated("forget-tail") {
+			w.keep[x.addr] = x.number
+		}
 	}
 	for n := range v.inflight {
 		w.flights[n] = struct{}{}

@@ -46,6 +46,9 @@ type lease struct {
 // the ballot (it was away when the volume was attached) gives no lease: it would
 // let another holder in.
 func (v *Volume) leased() bool {
+	if mutated("lease-ignored") {
+		return true
+	}
 	l := v.lease.Load()
 	if l == nil || l.version != v.log.Members().Version {
 		return false
@@ -318,11 +321,13 @@ func (r run) unpack(stored, p []byte) bool {
 	for i, at := range r.ptrs {
 		b, s := p[i*BlockSize:(i+1)*BlockSize], stored[:at.Len]
 		stored = stored[at.Len:]
+		var ok bool
 		if &b[0] != &s[0] {
-			if extent.ReadBlock(b, s, at.CRC) != nil {
-				return false
-			}
-		} else if extent.Checksum(b) != at.CRC {
+			ok = extent.ReadBlock(b, s, at.CRC) == nil
+		} else {
+			ok = extent.Checksum(b) == at.CRC
+		}
+		if !ok && !mutated("skip-crc") {
 			return false
 		}
 	}

@@ -58,7 +58,11 @@ const (
 	// CheckpointBytesDefault is the largest size of a log tail that starts a
 	// checkpoint. Three times the size bounds active and frozen tail together;
 	// beyond it writes wait.
-	CheckpointBytesDefault = 64 << 20
+	CheckpointBytesDefault = 128 << 20
+	// LargeWriteDefault is the length in bytes from which a write goes through
+	// extents rather than the log once the log tail is half full: a burst is
+	// taken at the speed of the log, a long stream crosses each disk once.
+	LargeWriteDefault = 256 << 10
 	// CheckpointIdleDefault is how long a tail may lie unfolded without new writes.
 	CheckpointIdleDefault = 10 * time.Second
 	// IOTimeoutDefault is the stated time after which a request fails.
@@ -104,9 +108,10 @@ type Config struct {
 	CheckpointIdle  time.Duration
 	IOTimeout       time.Duration
 	Pages           int
-	// LargeWrite is the length in bytes from which a write goes through extents
-	// rather than the log; 0 means never.
+	// LargeWrite as LargeWriteDefault. EagerLarge does not wait for the tail to
+	// fill.
 	LargeWrite int
+	EagerLarge bool
 }
 
 func (c *Config) defaults() {
@@ -123,6 +128,9 @@ func (c *Config) defaults() {
 	}
 	if c.IOTimeout == 0 {
 		c.IOTimeout = IOTimeoutDefault
+	}
+	if c.LargeWrite == 0 {
+		c.LargeWrite = LargeWriteDefault
 	}
 	if c.Pages == 0 {
 		c.Pages = PagesDefault
@@ -236,12 +244,14 @@ func (v *Volume) replay(body []byte) error {
 		copy(b, e.data)
 		v.active.Put(e.block, b)
 	case opZero:
-		v.active.Zero(e.block, e.block+e.count)
+		if !mutated("lose-zero") {
+			v.active.Zero(e.block, e.block+e.count)
+		}
 	case opNothing:
 	case opExtent:
 		v.loose[e.extent.number] = e.extent
 		v.looseActive = append(v.looseActive, e.extent.number)
-		if e.extent.number >= v.nextExt {
+		if e.extent.number >= v.nextExt && !mutated("reuse-extent-number") {
 			v.nextExt = e.extent.number + 1
 		}
 		v.active.PutExtent(e.block, e.ptrs)

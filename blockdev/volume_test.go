@@ -27,7 +27,7 @@ func flatArray(t *testing.T, seed uint64) {
 	r := newRig(t, size, func(c *Config) {
 		c.CheckpointBytes, c.Pages = 3<<20, 16
 		if seed%2 == 1 {
-			c.LargeWrite = 64 << 10
+			c.LargeWrite, c.EagerLarge = 64<<10, true
 		}
 	})
 	want := make([]byte, size)

@@ -29,7 +29,7 @@ func (v *Volume) Write(p []byte, off int64, fua bool, done func(error)) {
 		done(nil)
 		return
 	}
-	if v.cfg.LargeWrite > 0 && len(p) >= v.cfg.LargeWrite && off%BlockSize == 0 && len(p)%BlockSize == 0 {
+	if len(p) >= v.cfg.LargeWrite && off%BlockSize == 0 && len(p)%BlockSize == 0 && v.pressed() {
 		v.writeLarge(p, off, fua, done)
 		return
 	}
@@ -63,6 +63,14 @@ func (v *Volume) Write(p []byte, off int64, fua bool, done func(error)) {
 // one succeeds writes do too.
 func (v *Volume) noSpace() error {
 	return fault.Newf(fault.NoSpace, "volume.write", v.cfg.Name, "the bricks are full; delete or trim something, or add a brick")
+}
+
+// pressed reports whether the tail is so full that a long write should not add
+// to it.
+func (v *Volume) pressed() bool {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return v.cfg.EagerLarge || v.frozen != nil || v.active.Bytes() >= v.cfg.CheckpointBytes/2
 }
 
 // stall reports whether an operation of n bytes must wait for a checkpoint.
@@ -111,7 +119,7 @@ func (v *Volume) wrote(slot uint64, err error, fua, full bool, done func(error))
 	if fua {
 		v.log.Sync(slot)
 	}
-	if !fua && v.cfg.WriteCache == CacheWriter {
+	if !fua && (v.cfg.WriteCache == CacheWriter || mutated("ack-before-received")) {
 		done(nil)
 	} else {
 		v.pend.add(slot, fua, done)

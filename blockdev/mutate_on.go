@@ -1,0 +1,33 @@
+//go:build mutate
+
+package blockdev
+
+import (
+	"os"
+	"slices"
+	"strings"
+)
+
+// mutations are the deliberate defects that a build with the tag mutate can
+// have. A test that still passes with one of them proves nothing.
+var mutations = []string{
+	"ack-before-received", // plain writes are answered at once
+	"forget-tail",         // reconciliation takes extents that only the log names for garbage
+	"free-before-commit",  // dead extents are deleted before the checkpoint is chosen
+	"lease-ignored",       // reads are answered without a lease
+	"lose-zero",           // zeroing is not applied on replay
+	"reuse-extent-number", // numbers of replayed extents are drawn again
+	"skip-crc",            // wrong checksums are accepted
+	"stale-map",           // readers are not told that the map changed
+}
+
+// chosen are those named in GABION_MUTATE (comma separated). A name of another
+// package's defect is none here.
+var chosen = strings.Split(os.Getenv("GABION_MUTATE"), ",")
+
+func mutated(name string) bool {
+	if !slices.Contains(mutations, name) {
+		panic("blockdev: no mutation is called " + name)
+	}
+	return slices.Contains(chosen, name)
+}
