@@ -322,7 +322,7 @@ func checkRoom(m *vfs.Mem, b *Brick) error {
 func TestPowerCuts(t *testing.T) {
 	from, to := int64(0), int64(100)
 	if testing.Short() {
-		to = 20
+		to = 10
 	}
 	if s := os.Getenv("GABION_SEEDS"); s != "" {
 		if _, err := fmt.Sscanf(s, "%d:%d", &from, &to); err != nil {
@@ -346,9 +346,13 @@ func TestPowerCuts(t *testing.T) {
 // TestPowerCutWhileCreating: a brick that never came to be begins anew; one that
 // did is whole.
 func TestPowerCutWhileCreating(t *testing.T) {
+	seeds := int64(4)
+	if testing.Short() {
+		seeds = 1
+	}
 	for at := int64(1); ; at++ {
 		ended := false
-		for seed := range int64(4) {
+		for seed := range seeds {
 			m, st := vfs.NewMemSeed(seed), NewMemStable()
 			o := &outage{m: m, at: at, kill: seed%3 == 0, rng: rngOf(seed)}
 			o.arm()

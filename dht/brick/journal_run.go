@@ -164,16 +164,14 @@ func (j *Journal) proven() bool {
 	return j.segs[0].proven
 }
 
-// shelve keeps a retired segment for reuse, or removes it if there are enough.
+// shelve keeps a retired segment for reuse, or removes it if there are enough. It
+// is not dirty: it was written before the header that retire found durable, and
+// syncs go in the order of writing. A sync that is running may still use it: smu.
 func (j *Journal) shelve(s *jseg) error {
 	j.smu.Lock()
 	defer j.smu.Unlock()
 	j.mu.Lock()
 	j.retiring = append(j.retiring[:0], j.retiring[1:]...)
-	if i := slices.Index(j.dirty, s); i >= 0 {
-		j.dirty = slices.Delete(j.dirty, i, i+1)
-	}
-	s.dirty = false
 	keep := len(j.spares) < SpareSegmentsMax && s.h.size == j.segSize
 	if keep {
 		j.spares = append(j.spares, s)

@@ -219,6 +219,7 @@ func TestRestartAfterFailedSync(t *testing.T) {
 				must(t, syncNow(b.Journal()))
 			}
 		}
+		must(t, b.Journal().Write())
 		m.SetHook(func(op, _ string) error {
 			if op == "sync" {
 				return errors.New("input/output error")
