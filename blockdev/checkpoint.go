@@ -2,12 +2,14 @@ package blockdev
 
 import (
 	"context"
+	"sync"
 	"time"
 
 	"github.com/gabion-storage/gabion/blockdev/extentmap"
 	"github.com/gabion-storage/gabion/blockdev/tail"
 	"github.com/gabion-storage/gabion/internal/fault"
 	"github.com/gabion-storage/gabion/internal/ident"
+	"github.com/gabion-storage/gabion/overlay"
 )
 
 // A checkpoint folds the frozen tail into the map:
@@ -22,16 +24,30 @@ import (
 // Nothing is freed before step 4 is done. A checkpoint that fails leaves the
 // frozen tail where it is; the next attempt folds it again under new numbers.
 
+const (
+	// checkpointPause is the least time between a failed checkpoint and the next.
+	checkpointPause = 900 * time.Millisecond
+	// checkpointMax bounds one attempt.
+	checkpointMax = 5 * time.Minute
+)
+
 // startCheckpoint begins a checkpoint in the background unless one is under way.
 func (v *Volume) startCheckpoint() {
+	if at := v.failedAt.Load(); at != 0 && time.Since(time.Unix(0, at)) < checkpointPause {
+		return // the ticker tries again
+	}
 	if !v.checkpointing.CompareAndSwap(false, true) {
 		return
 	}
 	if v.spawn(func() {
-		err := v.checkpoint(v.ctx)
+		ctx, cancel := context.WithTimeout(v.ctx, checkpointMax)
+		defer cancel()
+		err := v.checkpoint(ctx)
 		v.judge(err)
 		v.checkpointing.Store(false)
-		v.unstall()
+		if err == nil || fault.Is(err, fault.NoSpace) {
+			v.unstall()
+		}
 		v.touch()
 	}) != nil {
 		v.checkpointing.Store(false)
@@ -48,7 +64,9 @@ func (v *Volume) judge(err error) {
 	was := v.full
 	v.full = full
 	v.mu.Unlock()
+	v.failedAt.Store(0)
 	if err != nil {
+		v.failedAt.Store(time.Now().UnixNano())
 		v.stats.CheckpointErrors.Add(1)
 	}
 	switch {
@@ -85,8 +103,8 @@ func (v *Volume) unstall() {
 	v.stalled = nil
 	v.mu.Unlock()
 	// While the bricks are full these fail at once, by the rule for new writes.
-	for _, f := range q {
-		f()
+	for _, w := range q {
+		w.run()
 	}
 	if len(q) > 0 {
 		v.log.Kick()
@@ -101,7 +119,7 @@ func (v *Volume) freeze() {
 	defer v.mu.Unlock()
 	if v.frozen == nil && dirty(v.active) {
 		v.frozen, v.frozenTo = v.active, v.log.Next()-1
-		v.looseFrozen, v.looseActive = v.looseActive, nil
+		v.looseFrozen, v.looseActive, v.looseBytes = v.looseActive, nil, 0
 		v.active = tail.New()
 	}
 }
@@ -140,6 +158,7 @@ func (v *Volume) checkpoint(ctx context.Context) error {
 		return err
 	}
 	dead := f.install(st)
+	v.maintain.missed(f.pack.missed)
 	v.lastCheckpoint.Store(time.Now().UnixNano())
 	v.stats.Checkpoints.Add(1)
 	v.deleteDead(ctx, dead)
@@ -168,18 +187,24 @@ func (f *fold) install(st *extentmap.State) []ident.Addr {
 	return dead
 }
 
-// deleteDead gives dead extents back. Holders that cannot be reached now are
-// found by reconciliation when they return.
+// deleteDead gives dead extents back. Bricks that cannot be reached now are
+// reconciled when they can.
 func (v *Volume) deleteDead(ctx context.Context, dead []ident.Addr) {
-	const batch = 1024
-	for len(dead) > 0 {
-		n := min(len(dead), batch)
-		if err := v.cfg.Extents.Delete(ctx, v.cfg.ID, v.epoch, dead[:n], v.cfg.Replicas); err != nil && ctx.Err() == nil {
-			v.cfg.Log.Debug("some holders kept dead extents", "volume", v.cfg.Name, "error", err)
-			v.maintain.request()
+	share := map[overlay.BrickRef][]ident.Addr{}
+	for _, a := range dead {
+		for _, b := range v.cfg.Extents.Holders(a, v.cfg.Replicas) {
+			share[b] = append(share[b], a)
 		}
-		dead = dead[n:]
 	}
+	var wg sync.WaitGroup
+	for b, addrs := range share {
+		wg.Go(func() {
+			if err := v.cfg.Extents.DeleteAt(ctx, b, v.cfg.ID, v.epoch, addrs); err != nil {
+				v.maintain.missed([]overlay.BrickRef{b})
+			}
+		})
+	}
+	wg.Wait()
 }
 
 // waitDurable waits until the durable watermark reaches slot.

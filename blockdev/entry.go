@@ -6,6 +6,7 @@ import (
 	"github.com/gabion-storage/gabion/blockdev/extentmap"
 	"github.com/gabion-storage/gabion/internal/fault"
 	"github.com/gabion-storage/gabion/internal/ident"
+	"github.com/gabion-storage/gabion/overlay"
 )
 
 // A log entry of a map block (quorum.EntryData) is one operation on the
@@ -55,6 +56,7 @@ type packed struct {
 	epoch  uint64
 	blocks uint16
 	bytes  uint32
+	missed []overlay.BrickRef // holders that did not take it; not part of the entry
 }
 
 func putEntryHead(b []byte, op byte, block, count uint64) {

@@ -1,8 +1,13 @@
 package blockdev
 
 import (
+	"context"
+	"time"
+
 	"github.com/gabion-storage/gabion/blockdev/extentmap"
 	"github.com/gabion-storage/gabion/dht/extent"
+	"github.com/gabion-storage/gabion/internal/fault"
+	"github.com/gabion-storage/gabion/internal/ident"
 	"github.com/gabion-storage/gabion/quorum"
 )
 
@@ -32,26 +37,58 @@ func (v *Volume) writeLarge(p []byte, off int64, fua bool, done func(error)) {
 		p, block = p[n:], block+uint64(n/BlockSize)
 	}
 	if err := v.spawn(func() {
+		ctx, cancel := context.WithTimeout(v.ctx, v.cfg.IOTimeout)
+		defer cancel()
 		var slot uint64
 		var full bool
+		var err error
 		for _, x := range pieces {
-			stored, err := v.putExtent(v.ctx, x.b, x.number)
+			var stored packed
+			if err == nil {
+				stored, err = v.putPatiently(ctx, x.b, x.number)
+			}
 			builders.Put(x.b)
 			if err == nil {
 				slot, full, err = v.logExtent(stored, x.block, x.ptrs)
 			}
 			if err != nil {
-				v.forget(x.number)
-				done(err)
-				return
+				v.forget(x.number, stored)
+				continue
 			}
+			v.maintain.missed(stored.missed)
 		}
-		v.wrote(slot, nil, fua, full, done)
+		if fault.Is(err, fault.NoSpace) {
+			v.startCheckpoint() // may give space back
+		}
+		v.wrote(slot, err, fua, full, done)
 		v.log.Kick()
 	}); err != nil {
+		for _, x := range pieces {
+			builders.Put(x.b)
+		}
 		done(err)
 	}
 }
+
+// putPatiently puts an extent and tries again while holders are out of reach,
+// as a write through the log would wait for them, until ctx ends.
+func (v *Volume) putPatiently(ctx context.Context, b *extent.Builder, number uint64) (packed, error) {
+	for {
+		x, err := v.putExtent(ctx, b, number)
+		if !fault.Is(err, fault.Unavailable) || ctx.Err() != nil {
+			return x, err
+		}
+		t := time.NewTimer(putPause)
+		select {
+		case <-ctx.Done():
+		case <-t.C:
+		}
+		t.Stop()
+	}
+}
+
+// putPause is the time between two tries to put an extent of a large write.
+const putPause = 200 * time.Millisecond
 
 // logExtent proposes the entry that names a stored extent.
 func (v *Volume) logExtent(x packed, block uint64, ptrs []extentmap.Ptr) (slot uint64, full bool, err error) {
@@ -68,15 +105,18 @@ func (v *Volume) logExtent(x packed, block uint64, ptrs []extentmap.Ptr) (slot u
 	v.active.PutExtent(block, ptrs)
 	v.loose[x.number] = x
 	v.looseActive = append(v.looseActive, x.number)
+	v.looseBytes += int64(x.bytes)
 	delete(v.inflight, x.number)
 	return slot, v.tailFull(), nil
 }
 
-// forget gives up an extent number that no log entry names. What was stored
-// under it is found by reconciliation.
-func (v *Volume) forget(number uint64) {
+// forget gives up an extent number that no log entry names, and deletes what
+// was stored under it.
+func (v *Volume) forget(number uint64, stored packed) {
 	v.mu.Lock()
 	delete(v.inflight, number)
 	v.mu.Unlock()
-	v.maintain.request()
+	if stored.number != 0 {
+		v.deleteDead(v.ctx, []ident.Addr{stored.addr})
+	}
 }

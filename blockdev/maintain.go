@@ -2,6 +2,7 @@ package blockdev
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"sync"
 	"time"
@@ -25,19 +26,27 @@ const (
 	repairBatchBytes = 4 << 20
 	maintainRetryMin = 500 * time.Millisecond
 	maintainRetryMax = 30 * time.Second
+	// joinPause is how long a node that could not join is passed over.
+	joinPause = 2 * time.Minute
 )
 
 type maintenance struct {
 	mu    sync.Mutex
 	clean map[overlay.BrickRef]uint64 // lane table version at which the brick was last complete
-	done  uint64                      // lane table version for which surplus copies were removed
-	wake  chan struct{}
-	idle  bool
-	left  int64 // extents still to be copied, for status
+	lapse map[overlay.BrickRef]uint64 // counts what the brick missed
+	avoid map[ident.NodeID]time.Time  // nodes that could not join, until when
+	// Extents numbered below barrier may have been put by an older lane table
+	// than version.
+	version, barrier uint64
+	done             uint64 // lane table version for which surplus copies were removed
+	wake             chan struct{}
+	idle             bool
+	left             int64 // extents still to be copied, for status
 }
 
 func (m *maintenance) init() {
-	m.clean = map[overlay.BrickRef]uint64{}
+	m.clean, m.lapse = map[overlay.BrickRef]uint64{}, map[overlay.BrickRef]uint64{}
+	m.avoid = map[ident.NodeID]time.Time{}
 	m.wake = make(chan struct{}, 1)
 }
 
@@ -54,12 +63,38 @@ func (m *maintenance) request() {
 
 // missed notes bricks that did not take what they should hold.
 func (m *maintenance) missed(bs []overlay.BrickRef) {
+	if len(bs) == 0 {
+		return
+	}
 	m.mu.Lock()
 	for _, b := range bs {
 		delete(m.clean, b)
+		m.lapse[b]++
 	}
 	m.mu.Unlock()
 	m.request()
+}
+
+// onMembers is the proposer's word that a member's state changed. One whose
+// journal gets tight is helped by a checkpoint, which lets its log go.
+func (v *Volume) onMembers() {
+	v.maintain.request()
+	if v.log == nil {
+		return // still opening
+	}
+	if v.tight() {
+		v.startCheckpoint()
+	}
+}
+
+// tight reports whether the journal of a member is getting full.
+func (v *Volume) tight() bool {
+	for _, m := range v.log.Status() {
+		if m.Tight {
+			return true
+		}
+	}
+	return false
 }
 
 func (v *Volume) maintainLoop() {
@@ -91,10 +126,9 @@ func (v *Volume) maintainLoop() {
 // maintainOnce does what can be done now. complete is false when more would be
 // possible later without any further event, such as after an error.
 func (v *Volume) maintainOnce(ctx context.Context) (complete bool, err error) {
-	if err := v.growQuorum(ctx); err != nil {
-		return false, err
-	}
-	return v.reconcile(ctx)
+	gerr := v.growQuorum(ctx)
+	complete, err = v.reconcile(ctx)
+	return complete && gerr == nil, errors.Join(gerr, err)
 }
 
 // growQuorum adds voters, one at a time, while there are fewer than wanted and
@@ -119,6 +153,9 @@ func (v *Volume) growQuorum(ctx context.Context) error {
 		err := v.log.Join(jctx, m)
 		cancel()
 		if err != nil {
+			v.maintain.mu.Lock()
+			v.maintain.avoid[m.Node] = time.Now().Add(joinPause)
+			v.maintain.mu.Unlock()
 			return err
 		}
 		v.cfg.Log.Info("voter joined", "volume", v.cfg.Name, "node", m.Node.Short(), "voters", voters+1)
@@ -132,7 +169,10 @@ func (v *Volume) nextMember(cfg quorum.Config) (quorum.Member, bool) {
 	var score uint64
 	found := false
 	for _, n := range v.cfg.View.Nodes() {
-		if n.State != overlay.Alive || len(n.Bricks) == 0 {
+		v.maintain.mu.Lock()
+		avoid := time.Now().Before(v.maintain.avoid[n.ID])
+		v.maintain.mu.Unlock()
+		if n.State != overlay.Alive || len(n.Bricks) == 0 || avoid {
 			continue
 		}
 		if i := slices.IndexFunc(cfg.Members, func(m quorum.Member) bool { return m.Node == n.ID }); i >= 0 && cfg.Members[i].Role != quorum.Learner {
@@ -176,10 +216,19 @@ func (v *Volume) wantedBricks() []overlay.BrickRef {
 
 func (v *Volume) reconcile(ctx context.Context) (complete bool, err error) {
 	version := v.cfg.View.TableVersion()
+	v.mu.RLock()
+	next := v.nextExt
+	v.mu.RUnlock()
+	v.maintain.mu.Lock()
+	if v.maintain.version != version {
+		v.maintain.version, v.maintain.barrier = version, next
+	}
+	v.maintain.mu.Unlock()
 	complete, all := true, true
 	for _, b := range v.wantedBricks() {
 		v.maintain.mu.Lock()
 		at, ok := v.maintain.clean[b]
+		lapse := v.maintain.lapse[b]
 		v.maintain.mu.Unlock()
 		if ok && at == version {
 			continue
@@ -188,13 +237,16 @@ func (v *Volume) reconcile(ctx context.Context) (complete bool, err error) {
 			all = false // its return is an event
 			continue
 		}
-		if err2 := v.reconcileBrick(ctx, b); err2 != nil {
-			complete, all, err = false, false, err2
-			continue
-		}
+		settled, err2 := v.reconcileBrick(ctx, b)
 		v.maintain.mu.Lock()
-		v.maintain.clean[b] = version
+		done := err2 == nil && settled && v.maintain.lapse[b] == lapse
+		if done {
+			v.maintain.clean[b] = version
+		}
 		v.maintain.mu.Unlock()
+		if !done {
+			complete, all, err = false, false, errors.Join(err, err2)
+		}
 	}
 	if all && v.cfg.View.TableVersion() == version {
 		v.dropSurplus(ctx, version)
@@ -237,13 +289,26 @@ func (w wanted) garbage(r brick.Ref) bool {
 	return !named && !open && r.Number < w.next
 }
 
+// settled reports whether no extent is in flight that an older lane table may
+// have placed: such a one is named by nothing yet and would be overlooked.
+func (v *Volume) settled(w wanted) bool {
+	v.maintain.mu.Lock()
+	defer v.maintain.mu.Unlock()
+	for n := range w.flights {
+		if n < v.maintain.barrier {
+			return false
+		}
+	}
+	return true
+}
+
 // reconcileBrick copies to b what it lacks and deletes from it what nothing
-// names. The listing comes before the look at the table: what was put in
+// names. It reports false if something was in flight that it could not judge. The listing comes before the look at the table: what was put in
 // between is then in the table or in flight, never garbage.
-func (v *Volume) reconcileBrick(ctx context.Context, b overlay.BrickRef) error {
+func (v *Volume) reconcileBrick(ctx context.Context, b overlay.BrickRef) (settled bool, err error) {
 	refs, err := v.cfg.Extents.List(ctx, b, v.cfg.ID)
 	if err != nil {
-		return err
+		return false, err
 	}
 	w := v.wanted()
 	have := make(map[ident.Addr]struct{}, len(refs))
@@ -254,8 +319,10 @@ func (v *Volume) reconcileBrick(ctx context.Context, b overlay.BrickRef) error {
 			drop = append(drop, r.Addr)
 		}
 	}
-	if err := v.cfg.Extents.DeleteAt(ctx, b, v.cfg.ID, v.epoch, drop); err != nil {
-		return err
+	if len(drop) > 0 {
+		if err := v.cfg.Extents.DeleteAt(ctx, b, v.cfg.ID, v.epoch, drop); err != nil {
+			return false, err
+		}
 	}
 	var lack []dht.Extent
 	for addr, number := range w.keep {
@@ -264,7 +331,15 @@ func (v *Volume) reconcileBrick(ctx context.Context, b overlay.BrickRef) error {
 		}
 	}
 	slices.SortFunc(lack, func(a, b dht.Extent) int { return int(int64(a.Number) - int64(b.Number)) })
-	return v.copyTo(ctx, b, lack)
+	if len(lack) == 0 {
+		return v.settled(w), nil
+	}
+	if err := v.copyTo(ctx, b, lack); err != nil {
+		return false, err
+	}
+	// What died between the look at the table and the copy would be left
+	// behind on this brick; one more listing finds it.
+	return v.reconcileBrick(ctx, b)
 }
 
 // copyTo copies extents to one brick, in batches. One that died meanwhile is
@@ -298,11 +373,6 @@ func (v *Volume) copyTo(ctx context.Context, b overlay.BrickRef, lack []dht.Exte
 		v.stats.Repaired.Add(int64(len(batch)))
 		v.setLeft(int64(len(lack) - i))
 	}
-	// What died between the look at the table and the copy would be left
-	// behind on this brick; one more listing finds it.
-	if len(lack) > 0 {
-		return v.reconcileBrick(ctx, b)
-	}
 	return nil
 }
 
@@ -321,6 +391,10 @@ func (v *Volume) dropSurplus(ctx context.Context, version uint64) {
 	if done {
 		return
 	}
+	held, err := v.listAll(ctx)
+	if err != nil {
+		return
+	}
 	ok := true
 	for _, n := range v.cfg.View.Nodes() {
 		if n.State != overlay.Alive {
@@ -337,14 +411,20 @@ func (v *Volume) dropSurplus(ctx context.Context, version uint64) {
 			var drop []ident.Addr
 			for _, r := range refs {
 				_, open := w.flights[r.Number]
-				if !open && r.Number < w.next && !slices.Contains(v.cfg.Extents.Holders(r.Addr, v.cfg.Replicas), b) {
-					drop = append(drop, r.Addr)
+				holders := v.cfg.Extents.Holders(r.Addr, v.cfg.Replicas)
+				if open || r.Number >= w.next || slices.Contains(holders, b) {
+					continue
 				}
+				if _, named := w.keep[r.Addr]; named && !held.onAll(r.Addr, holders) {
+					ok = false // it may be the last copy
+					continue
+				}
+				drop = append(drop, r.Addr)
 			}
 			if v.cfg.View.TableVersion() != version {
 				return
 			}
-			if v.cfg.Extents.DeleteAt(ctx, b, v.cfg.ID, v.epoch, drop) != nil {
+			if len(drop) > 0 && v.cfg.Extents.DeleteAt(ctx, b, v.cfg.ID, v.epoch, drop) != nil {
 				ok = false
 			}
 		}
@@ -354,6 +434,34 @@ func (v *Volume) dropSurplus(ctx context.Context, version uint64) {
 		v.maintain.done = version
 		v.maintain.mu.Unlock()
 	}
+}
+
+// holdings is which bricks list which extents.
+type holdings map[overlay.BrickRef]map[ident.Addr]struct{}
+
+func (h holdings) onAll(a ident.Addr, bs []overlay.BrickRef) bool {
+	for _, b := range bs {
+		if _, ok := h[b][a]; !ok {
+			return false
+		}
+	}
+	return len(bs) > 0
+}
+
+// listAll lists the bricks that should hold the volume.
+func (v *Volume) listAll(ctx context.Context) (holdings, error) {
+	h := holdings{}
+	for _, b := range v.wantedBricks() {
+		refs, err := v.cfg.Extents.List(ctx, b, v.cfg.ID)
+		if err != nil {
+			return nil, err
+		}
+		h[b] = make(map[ident.Addr]struct{}, len(refs))
+		for _, r := range refs {
+			h[b][r.Addr] = struct{}{}
+		}
+	}
+	return h, nil
 }
 
 // Present counts the complete copies that are reachable now: the least over the

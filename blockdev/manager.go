@@ -28,6 +28,9 @@ const (
 	attachMax = 12 * time.Second
 	// attachRetry is the pause between tries.
 	attachRetry = 100 * time.Millisecond
+	// takeoverKeep is how long a forced takeover is protected from the old
+	// holder's clients.
+	takeoverKeep = 30 * time.Second
 	// releaseMax bounds the wait for a holder's answer. A holder that does not
 	// answer in this time is waited out at the acceptors instead.
 	releaseMax = 1500 * time.Millisecond
@@ -70,6 +73,9 @@ type attached struct {
 	err      error
 	sessions int
 	clients  map[string]int
+	// keep is until when a volume that was taken over by a person's word stays
+	// even without clients: the old holder's clients reconnect at once.
+	keep time.Time
 }
 
 // NewManager registers the release call. Close detaches everything.
@@ -210,11 +216,24 @@ func (m *Manager) attach(ctx context.Context, d pool.Volume, a *attached, takeov
 	began := time.Now()
 	vol, err := m.tryAttach(ctx, d, takeover)
 	m.mu.Lock()
-	a.vol, a.err = vol, err
-	if err != nil {
+	orphan := err == nil && (m.closed || m.vols[d.ID] != a) // detached meanwhile
+	if orphan {
+		err = fault.Newf(fault.Unavailable, "volume attach", d.Name, "it was detached while it was being attached")
+	}
+	a.err = err
+	switch {
+	case err == nil:
+		a.vol = vol
+		if takeover {
+			a.keep = time.Now().Add(takeoverKeep)
+		}
+	case m.vols[d.ID] == a:
 		delete(m.vols, d.ID)
 	}
 	m.mu.Unlock()
+	if orphan {
+		vol.Close()
+	}
 	close(a.ready)
 	if err != nil {
 		m.cfg.Log.Info("attach failed", "volume", d.Name, "error", err)
@@ -273,7 +292,7 @@ func (m *Manager) attachOnce(ctx context.Context, d pool.Volume, takeover bool) 
 	p, rec, err := quorum.Open(ctx, quorum.ProposerConfig{
 		Group: group, Transport: m.cfg.Transport, Local: m.cfg.Acceptors, Self: m.cfg.Self, Boot: m.cfg.Boot,
 		Seeds: seeds, Force: force, OnProgress: v.pend.progress, OnFenced: v.fenced,
-		OnMembers: v.maintain.request, Log: m.cfg.Log,
+		OnMembers: v.onMembers, Log: m.cfg.Log,
 	})
 	if err != nil {
 		v.cancel()
@@ -337,9 +356,12 @@ type releaseRequest struct {
 }
 
 type releaseAnswer struct {
-	Released bool   `json:"released"` // the holder does not serve it, or no longer
-	Clients  int    `json:"clients"`  // why not
-	Name     string `json:"name"`     // of the holder
+	Released bool `json:"released"` // the holder does not serve it, or no longer
+	Clients  int  `json:"clients"`  // why not
+	// Attaching: it is about to have it; ask again. Kept: it was taken over a
+	// moment ago and its new client is awaited.
+	Attaching bool `json:"attaching,omitempty"`
+	Kept      bool `json:"kept,omitempty"`
 }
 
 // errHeld marks a refusal by a live holder, which repeating cannot change.
@@ -382,6 +404,13 @@ func (m *Manager) askRelease(ctx context.Context, d pool.Volume, holder ident.No
 	if err := json.Unmarshal(raw, &a); err != nil {
 		return false, fault.New(fault.Internal, "volume attach", d.Name, err)
 	}
+	if a.Attaching {
+		return false, fault.Newf(fault.Unavailable, "volume attach", d.Name, "node %s is attaching it", name)
+	}
+	if a.Kept {
+		return false, fault.New(fault.Busy, "volume attach", d.Name, errHeld{fault.Newf(fault.Busy, "volume", d.Name,
+			"node %s took it over a moment ago and awaits its client", name)})
+	}
 	if !a.Released {
 		return false, fault.New(fault.Busy, "volume attach", d.Name, errHeld{fault.Newf(fault.Busy, "volume", d.Name,
 			"in use by %d client(s) on node %s; disconnect there first, or take it over with: gabion volume attach %s --takeover", a.Clients, name, d.Name)})
@@ -400,15 +429,21 @@ func (m *Manager) handleRelease(_ context.Context, from ident.NodeID, body []byt
 		m.mu.Unlock()
 		return json.Marshal(releaseAnswer{Released: true})
 	}
-	if a.vol == nil || (a.sessions > 0 && !req.Takeover) {
+	if a.vol == nil && !req.Takeover {
+		m.mu.Unlock()
+		return json.Marshal(releaseAnswer{Attaching: true})
+	}
+	if a.vol != nil && !req.Takeover && (a.sessions > 0 || time.Now().Before(a.keep)) {
 		n := a.sessions
 		m.mu.Unlock()
-		return json.Marshal(releaseAnswer{Clients: n})
+		return json.Marshal(releaseAnswer{Clients: n, Kept: n == 0})
 	}
 	delete(m.vols, req.Volume)
 	m.mu.Unlock()
-	m.cfg.Log.Info("volume released", "volume", a.vol.cfg.Name, "to_node", from.Short(), "takeover", req.Takeover)
-	a.vol.Close()
+	m.cfg.Log.Info("volume released", "volume", req.Volume.Short(), "to_node", from.Short(), "takeover", req.Takeover)
+	if a.vol != nil { // else the attach finds that it was detached
+		a.vol.Close()
+	}
 	return json.Marshal(releaseAnswer{Released: true})
 }
 
@@ -424,6 +459,14 @@ func (m *Manager) Clients(id ident.VolumeID) []string {
 	}
 	slices.Sort(out)
 	return out
+}
+
+// Idle reports whether this node holds a volume that nobody uses.
+func (m *Manager) Idle(id ident.VolumeID) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	a := m.vols[id]
+	return a != nil && a.vol != nil && a.sessions == 0
 }
 
 // Attached lists the volumes attached here with their numbers of sessions.

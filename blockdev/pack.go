@@ -8,6 +8,7 @@ import (
 	"github.com/gabion-storage/gabion/dht"
 	"github.com/gabion-storage/gabion/dht/extent"
 	"github.com/gabion-storage/gabion/internal/ident"
+	"github.com/gabion-storage/gabion/overlay"
 )
 
 // builders lends extent builders, which hold a buffer of an extent's size.
@@ -28,10 +29,11 @@ type packer struct {
 	slots  chan struct{}
 	wg     sync.WaitGroup
 
-	mu   sync.Mutex
-	done []packed // all that were put, in no order
-	all  []ident.Addr
-	err  error
+	mu     sync.Mutex
+	done   []packed // all that were put, in no order
+	all    []ident.Addr
+	missed []overlay.BrickRef
+	err    error
 }
 
 func newPacker(ctx context.Context, v *Volume, number func() uint64) *packer {
@@ -74,6 +76,7 @@ func (k *packer) seal() error {
 		k.mu.Lock()
 		defer k.mu.Unlock()
 		k.all = append(k.all, x.addr)
+		k.missed = append(k.missed, x.missed...)
 		if err != nil {
 			if k.err == nil {
 				k.err = err
@@ -106,6 +109,7 @@ func (k *packer) finish() error {
 func (k *packer) note(x packed) {
 	k.mu.Lock()
 	k.all = append(k.all, x.addr)
+	k.missed = append(k.missed, x.missed...)
 	k.mu.Unlock()
 }
 
@@ -117,13 +121,13 @@ func (k *packer) addrs() []ident.Addr {
 	return append([]ident.Addr(nil), k.all...)
 }
 
-// putExtent encodes an extent and makes it durable on enough holders.
+// putExtent encodes an extent and makes it durable on enough holders. Those
+// that missed it are to be told to maintenance once something names it: before
+// that, reconciliation would not look for it.
 func (v *Volume) putExtent(ctx context.Context, b *extent.Builder, number uint64) (packed, error) {
 	data := b.Finish()
 	x := packed{number: number, addr: extent.Address(data), epoch: v.epoch, blocks: uint16(b.Count()), bytes: uint32(len(data))}
 	res, err := v.cfg.Extents.Put(ctx, v.cfg.ID, v.epoch, v.cfg.Replicas, []dht.Extent{{Addr: x.addr, Number: number, Data: data}})
-	if len(res.Missed) > 0 {
-		v.maintain.missed(res.Missed)
-	}
+	x.missed = res.Missed
 	return x, err
 }

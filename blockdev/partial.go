@@ -18,6 +18,12 @@ import (
 // writePartial writes a range whose ends are not on 4 KiB boundaries.
 func (v *Volume) writePartial(p []byte, off int64, fua bool, done func(error)) {
 	q := append([]byte(nil), p...)
+	v.mu.Lock()
+	if refused := v.admit(len(p) + 2*BlockSize); v.err == nil && refused != nil {
+		v.turnAway(refused, func() { v.writePartial(q, off, fua, done) }, done)
+		return
+	}
+	v.mu.Unlock()
 	if ok, slot, full, err := v.tryPartial(q, off, nil); ok {
 		v.wrote(slot, err, fua, full, done)
 		return

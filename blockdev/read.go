@@ -63,6 +63,11 @@ func (v *Volume) leased() bool {
 // renew proves with an entry that a majority still follows this ballot, and
 // rests the lease on those voters that took it.
 func (v *Volume) renew(ctx context.Context) error {
+	v.leasing.Lock()
+	defer v.leasing.Unlock()
+	if v.leased() {
+		return nil // somebody else has just done it
+	}
 	cfg := v.log.Members()
 	before := map[ident.NodeID]uint64{}
 	for _, m := range cfg.Members {

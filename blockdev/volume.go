@@ -69,8 +69,10 @@ const (
 	IOTimeoutDefault = 60 * time.Second
 	// PagesDefault bounds the map page cache, in pages of about 6 KiB.
 	PagesDefault = 16384
-	// tailZerosMax bounds the zero ranges of a tail.
-	tailZerosMax = 4096
+	// tailZerosMax and tailBlocksMax are the numbers of zero ranges and of blocks
+	// in a tail from which it is folded, whatever its bytes.
+	tailZerosMax  = 4096
+	tailBlocksMax = 1 << 20
 	// inlineBytesMax is the longest write that is one log entry; longer ones are cut.
 	inlineBytesMax = entryBlocksMax * BlockSize / 4
 )
@@ -156,10 +158,11 @@ type Volume struct {
 	tableRefs                []extentmap.TableRef
 	loose                    map[uint64]packed // extents named by the tails, not yet in the table
 	looseActive, looseFrozen []uint64          // which tail names them
+	looseBytes               int64             // of looseActive
 	nextExt                  uint64
 	inflight                 map[uint64]struct{} // extent numbers whose fate is not decided
 	mapGen                   uint64              // counts changes of root
-	stalled                  []func()            // operations that wait for room in the tail
+	stalled                  []stalled           // operations that wait for room in the tail
 	full                     bool                // the last checkpoint found no space
 	err                      error               // set once: the attachment is over
 
@@ -171,6 +174,8 @@ type Volume struct {
 	lastWrite        atomic.Int64 // UnixNano, for the idle checkpoint only
 	ticking          atomic.Bool
 	checkpointing    atomic.Bool
+	failedAt         atomic.Int64 // UnixNano of the last failed checkpoint; 0 after a good one
+	leasing          sync.Mutex   // one renewal of the lease at a time
 	lastCheckpoint   atomic.Int64 // UnixNano of the last chosen checkpoint
 	maintain         maintenance
 	stats            Stats
@@ -251,6 +256,7 @@ func (v *Volume) replay(body []byte) error {
 	case opExtent:
 		v.loose[e.extent.number] = e.extent
 		v.looseActive = append(v.looseActive, e.extent.number)
+		v.looseBytes += int64(e.extent.bytes)
 		if e.extent.number >= v.nextExt && !mutated("reuse-extent-number") {
 			v.nextExt = e.extent.number + 1
 		}
@@ -283,14 +289,14 @@ func (v *Volume) fail(err error) {
 	v.mu.Unlock()
 	v.cancel()
 	v.pend.fail(err)
-	for _, f := range stalled {
-		f() // sees v.err
+	for _, w := range stalled {
+		w.done(err)
 	}
 }
 
 // fenced is the proposer's word that a higher ballot owns the map block.
 func (v *Volume) fenced(by quorum.Ballot) {
-	v.cfg.Log.Warn("volume fenced", "volume", v.cfg.Name, "epoch", v.epoch, "by_node", by.Node.Short(), "by_epoch", by.Epoch)
+	v.cfg.Log.Warn("volume fenced", "volume", v.cfg.Name, "by_node", by.Node.Short(), "by_epoch", by.Epoch)
 	v.fail(fault.Newf(fault.Fenced, "volume", v.cfg.Name, "node %s took it over with epoch %d", by.Node.Short(), by.Epoch))
 }
 
@@ -332,6 +338,22 @@ func (v *Volume) Grow(size int64) {
 	}
 }
 
+// expireStalled fails the writes that began to wait for room before limit.
+// They were not proposed: they did not happen.
+func (v *Volume) expireStalled(limit time.Time) {
+	v.mu.Lock()
+	n := 0
+	for n < len(v.stalled) && v.stalled[n].since.Before(limit) {
+		n++
+	}
+	old := v.stalled[:n]
+	v.stalled = v.stalled[n:]
+	v.mu.Unlock()
+	for _, w := range old {
+		w.done(fault.Newf(fault.Timeout, "volume.write", v.cfg.Name, "its log could not be folded in time; see gabion status"))
+	}
+}
+
 // touch makes sure that the ticker runs while there is something to time.
 func (v *Volume) touch() {
 	if v.ticking.CompareAndSwap(false, true) {
@@ -349,12 +371,13 @@ func (v *Volume) tick() {
 	}
 	now := time.Now()
 	v.pend.expire(now.Add(-v.cfg.IOTimeout), v.cfg.Name)
+	v.expireStalled(now.Add(-v.cfg.IOTimeout))
 	v.mu.RLock()
 	unfolded := dirty(v.active) || v.frozen != nil
 	stalled, full := len(v.stalled) > 0, v.full
 	v.mu.RUnlock()
 	idle := now.Sub(time.Unix(0, v.lastWrite.Load())) >= v.cfg.CheckpointIdle
-	if unfolded && (idle || stalled || full) {
+	if unfolded && (idle || stalled || full || v.tight()) {
 		v.startCheckpoint()
 	}
 	if unfolded || stalled || !v.pend.empty() {
@@ -362,7 +385,10 @@ func (v *Volume) tick() {
 		return
 	}
 	v.ticking.Store(false)
-	if !v.pend.empty() { // something came between the look and the store
+	v.mu.RLock()
+	again := dirty(v.active)
+	v.mu.RUnlock()
+	if again || !v.pend.empty() { // something came between the look and the store
 		v.touch()
 	}
 }

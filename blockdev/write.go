@@ -38,18 +38,9 @@ func (v *Volume) Write(p []byte, off int64, fua bool, done func(error)) {
 		return
 	}
 	v.mu.Lock()
-	if v.full && v.active.Bytes() >= v.cfg.CheckpointBytes/2 {
-		v.mu.Unlock()
-		v.touch()
-		done(v.noSpace())
-		return
-	}
-	if v.stall(len(p)) {
+	if refused := v.admit(len(p)); refused != nil {
 		q := append([]byte(nil), p...)
-		v.stalled = append(v.stalled, func() { v.Write(q, off, fua, done) })
-		v.mu.Unlock()
-		v.touch()
-		v.startCheckpoint()
+		v.turnAway(refused, func() { v.Write(q, off, fua, done) }, done)
 		return
 	}
 	slot, err := v.appendWrite(p, uint64(off/BlockSize))
@@ -84,7 +75,8 @@ func (v *Volume) stall(n int) bool {
 
 // tailFull reports whether the active tail wants to be folded. The caller holds mu.
 func (v *Volume) tailFull() bool {
-	return v.active.Bytes() >= v.cfg.CheckpointBytes || v.active.Zeros() >= tailZerosMax
+	return v.active.Bytes() >= v.cfg.CheckpointBytes || v.active.Zeros() >= tailZerosMax ||
+		v.looseBytes >= v.cfg.CheckpointBytes || v.active.Entries() >= tailBlocksMax
 }
 
 // appendWrite makes log entries of whole blocks and puts them into the active
@@ -105,6 +97,43 @@ func (v *Volume) appendWrite(p []byte, block uint64) (slot uint64, err error) {
 		p, block = p[n:], block+uint64(n/BlockSize)
 	}
 	return slot, nil
+}
+
+// stalled is a write that waits for room in the tail.
+type stalled struct {
+	since time.Time
+	run   func()
+	done  func(error)
+}
+
+// errNoRoom says that an operation must wait for a checkpoint.
+var errNoRoom = fault.Newf(fault.Unavailable, "volume.write", "", "the log tail is full")
+
+// admit decides under mu whether an operation of n bytes may add to the tail
+// now: nil, errNoRoom, or NoSpace.
+func (v *Volume) admit(n int) error {
+	stall := v.stall(n)
+	if v.full && (stall || v.active.Bytes() >= v.cfg.CheckpointBytes/2) {
+		return v.noSpace()
+	}
+	if stall {
+		return errNoRoom
+	}
+	return nil
+}
+
+// turnAway ends an operation that admit refused, or has it run again when there
+// is room. The caller holds mu, which is released.
+func (v *Volume) turnAway(refused error, run func(), done func(error)) {
+	if refused == errNoRoom {
+		v.stalled = append(v.stalled, stalled{time.Now(), run, done})
+	}
+	v.mu.Unlock()
+	v.touch()
+	v.startCheckpoint()
+	if refused != errNoRoom {
+		done(refused)
+	}
 }
 
 // wrote ends the submission of one operation: it queues done for slot.
@@ -198,6 +227,11 @@ func (v *Volume) zeroBlocks(from, to uint64, fua bool, done func(error)) {
 		err := v.err
 		v.mu.Unlock()
 		done(err)
+		return
+	}
+	// Trims go on while bricks are full: they are what makes room.
+	if v.stall(entryHead) && !v.full {
+		v.turnAway(errNoRoom, func() { v.zeroBlocks(from, to, fua, done) }, done)
 		return
 	}
 	body := v.active.Alloc(entryHead)

@@ -14,9 +14,10 @@ import "context"
 // done must not block. Every operation ends: with nil or with an error after
 // the volume's stated time.
 //
-// Ordering: operations on overlapping ranges take effect in the order of the
-// calls. A Flush covers every operation whose done was called before Flush was
-// called, on whichever connection it came.
+// Ordering: an operation called after another's done takes effect after it.
+// Operations on overlapping ranges that are under way at the same time take
+// effect in some order, as on any disk. A Flush covers every operation whose
+// done was called before Flush was called, on whichever connection it came.
 type Device interface {
 	// Size in bytes; may grow.
 	Size() int64

@@ -59,12 +59,13 @@ type Core struct {
 	wg     sync.WaitGroup
 	events chan struct{} // something changed that maintenance may care about
 	swept  map[ident.VolumeID]bool
+	mended map[ident.VolumeID]uint64 // lane table version at which a volume was last found complete
 }
 
 // NewCore builds the parts and registers their handlers. Nothing runs yet.
 func NewCore(cfg CoreConfig) (*Core, error) {
 	ctx, cancel := context.WithCancel(context.Background())
-	c := &Core{cfg: cfg, Self: cfg.Transport.Self(), ctx: ctx, cancel: cancel, events: make(chan struct{}, 1), swept: map[ident.VolumeID]bool{}}
+	c := &Core{cfg: cfg, Self: cfg.Transport.Self(), ctx: ctx, cancel: cancel, events: make(chan struct{}, 1), swept: map[ident.VolumeID]bool{}, mended: map[ident.VolumeID]uint64{}}
 	kc := cfg.Kouncil
 	kc.Transport, kc.Boot, kc.Log = cfg.Transport, cfg.Boot, cfg.Log
 	kc.Payload, kc.OnPayload = c.pingPayload, c.onPing
@@ -253,9 +254,17 @@ func (c *Core) sweep() {
 	}
 }
 
-// mendUnheld attaches, for a moment, volumes that nobody holds and that have
-// fewer voters than they want while there are nodes to add. Of all members the
-// live one with the lowest id does it.
+const (
+	// mendMax is how long one volume may hold up the mending of the others.
+	mendMax = 15 * time.Second
+	// mendPause is the time after which a failed mending is tried again.
+	mendPause = 5 * time.Second
+)
+
+// mendUnheld attaches volumes that nobody holds and that have fewer voters than
+// they want while there are nodes to add, or whose extents were not compared
+// with the present lane table since this node started. Attached, they mend
+// themselves.
 func (c *Core) mendUnheld() {
 	nodes := 0
 	for _, n := range c.View.Nodes() {
@@ -268,18 +277,24 @@ func (c *Core) mendUnheld() {
 		if !ok || c.ctx.Err() != nil {
 			continue
 		}
-		if g.Config.Voters() >= min(d.Replicas, nodes) || !c.responsible(g) {
+		version := c.View.TableVersion()
+		written := g.UpTo > 0 || g.Last > 1
+		whole := g.Config.Voters() >= min(d.Replicas, nodes) && (!written || c.mended[d.ID] == version)
+		if whole || !c.responsible(g) {
 			continue
 		}
-		ctx, cancel := context.WithTimeout(c.ctx, 30*time.Second)
+		ctx, cancel := context.WithTimeout(c.ctx, mendMax)
 		v, err := c.Manager.Attach(ctx, d.Name, false)
 		if err == nil {
 			err = v.WaitMaintained(ctx)
 		}
 		cancel()
 		if err != nil {
-			c.cfg.Log.Debug("a volume without a holder could not be mended", "volume", d.Name, "error", err)
+			c.cfg.Log.Debug("a volume without a holder is not mended yet", "volume", d.Name, "error", err)
+			time.AfterFunc(mendPause, c.wake)
+			continue
 		}
+		c.mended[d.ID] = version
 	}
 }
 

@@ -61,14 +61,14 @@ func (n *Node) record(name string) (pool.Volume, error) {
 
 // CreateVolume implements control.Daemon: the birth of the map block at its
 // first voters, then the record that makes it a volume. A birth whose record
-// fails is dropped again; one that a crash leaves behind is an empty group.
+// fails leaves empty groups behind that nothing names, of some 200 bytes each.
 func (n *Node) CreateVolume(ctx context.Context, req control.CreateVolume) (*control.Volume, error) {
 	d := pool.Volume{
 		ID: ident.NewVolume(), Name: req.Name, Size: req.SizeBytes, BlockSize: req.BlockSize,
 		Replicas: req.Replicas, WriteCache: req.WriteCache, Created: time.Now().Unix(),
 	}
 	if d.BlockSize == 0 {
-		d.BlockSize = 4096
+		d.BlockSize = 512
 	}
 	if d.Replicas == 0 {
 		d.Replicas = 3
@@ -124,21 +124,25 @@ func (n *Node) ResizeVolume(ctx context.Context, name string, size int64) (*cont
 	if err := n.Pool.Submit(ctx, pool.ResizeVolume(d.ID, size)); err != nil {
 		return nil, err
 	}
-	return n.Volume(ctx, name)
+	v, err := n.Volume(ctx, name)
+	if err == nil {
+		v.SizeBytes = max(v.SizeBytes, size) // the holder learns of it with the state
+	}
+	return v, err
 }
 
-// DeleteVolume implements control.Daemon. A volume with clients is refused.
+// DeleteVolume implements control.Daemon. This node must get the volume first:
+// only its holder knows for sure that nobody uses it.
 func (n *Node) DeleteVolume(ctx context.Context, name string) error {
 	d, err := n.record(name)
 	if err != nil {
 		return err
 	}
-	v, err := n.Volume(ctx, name)
-	if err != nil {
+	if _, err := n.Manager.Attach(ctx, name, false); err != nil {
 		return err
 	}
-	if len(v.Clients) > 0 {
-		return fault.Newf(fault.Busy, "volume delete", name, "in use by %d client(s) on node %s; disconnect them first", len(v.Clients), v.Holder)
+	if !n.Manager.Idle(d.ID) {
+		return fault.Newf(fault.Busy, "volume delete", name, "in use by %d client(s) on this node; disconnect them first", len(n.Manager.Clients(d.ID)))
 	}
 	return n.Pool.Submit(ctx, pool.DeleteVolume(d.ID))
 }

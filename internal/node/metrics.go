@@ -25,7 +25,7 @@ func (n *Node) sources() exporter.Sources {
 		Bricks:  n.brickMetrics,
 		Link: func() exporter.Link {
 			s := n.mesh.Stats()
-			return exporter.Link{SentBytes: s.SentBytes, ReceivedBytes: s.ReceivedBytes, Peers: s.Outbound}
+			return exporter.Link{SentBytes: s.SentBytes, ReceivedBytes: s.ReceivedBytes, Peers: n.peersUp()}
 		},
 		DHT: func() exporter.DHT {
 			var out exporter.DHT
@@ -47,6 +47,17 @@ func (n *Node) sources() exporter.Sources {
 			return out
 		},
 	}
+}
+
+// peersUp counts the nodes that this one is connected to.
+func (n *Node) peersUp() int {
+	up := 0
+	for _, x := range n.View.Nodes() {
+		if x.ID != n.Self && n.mesh.Connected(x.ID) {
+			up++
+		}
+	}
+	return up
 }
 
 func (n *Node) unhealthy() []string {

@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	"github.com/gabion-storage/gabion/dht/brick"
@@ -290,20 +291,21 @@ func (n *Node) openBricks() error {
 		if err != nil {
 			return err
 		}
-		sync := new(func(time.Duration))
+		var observe atomic.Pointer[func(time.Duration)] // known once the brick has told its id
 		b, err := brick.Open(brick.Config{
 			FS: fsys, OSDir: path, Pool: n.poolID, Node: n.id.Node, Log: n.cfg.Log,
 			OnBroken: func(err error) { n.brickBroke(path, err) },
 			OnSync: func(d time.Duration) {
-				if *sync != nil {
-					(*sync)(d)
+				if f := observe.Load(); f != nil {
+					(*f)(d)
 				}
 			},
 		})
 		if err != nil {
 			return err
 		}
-		*sync = n.exp.SyncObserver(b.ID())
+		f := n.exp.SyncObserver(b.ID())
+		observe.Store(&f)
 		n.bricks = append(n.bricks, openBrick{b, path})
 	}
 	return nil

@@ -64,10 +64,13 @@ func (n *Node) held(v *blockdev.Volume, sessions int) control.Volume {
 	out := control.Volume{
 		ID: s.ID, Name: s.Name, SizeBytes: v.Size(), BlockSize: v.BlockSize(), UsedBytes: s.StoredBytes,
 		ReplicasWanted: s.Replicas, ReplicasPresent: s.Present, Holder: n.name, Epoch: s.Epoch,
-		LogBytes: s.TailBytes, CheckpointAgeSeconds: s.CheckpointAge.Seconds(), WriteCache: "quorum",
+		LogBytes: s.TailBytes, CheckpointAgeSeconds: s.CheckpointAge.Seconds(),
 		Clients: n.Manager.Clients(s.ID),
 	}
-	setHealth(&out, s.Present, s.Replicas, s.Present*2 > s.Voters || s.Quorum)
+	if d, ok := n.Pool.State().Volume(s.ID); ok {
+		out.SizeBytes, out.WriteCache, out.CreatedUnixSeconds = d.Size, d.WriteCache, d.Created
+	}
+	setHealth(&out, s.Present, s.Replicas, s.Quorum)
 	if s.Repairing > 0 {
 		out.HealthDetail += fmt.Sprintf(", %d extents to copy", s.Repairing)
 	}
@@ -91,7 +94,7 @@ func setHealth(v *control.Volume, present, wanted int, quorum bool) {
 func (n *Node) unheld(d pool.Volume) control.Volume {
 	out := control.Volume{
 		ID: d.ID, Name: d.Name, SizeBytes: d.Size, BlockSize: d.BlockSize, ReplicasWanted: d.Replicas,
-		WriteCache: "quorum", CheckpointAgeSeconds: -1, CreatedUnixSeconds: d.Created,
+		WriteCache: d.WriteCache, CheckpointAgeSeconds: -1, CreatedUnixSeconds: d.Created,
 	}
 	members := d.Voters
 	if g, ok := n.Acceptors.Group(ident.MapBlock(d.ID)); ok {
@@ -115,7 +118,7 @@ func (n *Node) unheld(d pool.Volume) control.Volume {
 // not answer.
 func (n *Node) Status(ctx context.Context) (*control.Status, error) {
 	st := n.Pool.State()
-	out := &control.Status{Pool: control.Pool{ID: n.poolID, Name: st.Name, Version: st.Version, Lanes: n.View.LaneCount(), Leader: n.describe(n.Pool.Leader()).Name}}
+	out := &control.Status{Pool: control.Pool{ID: n.poolID, Name: st.Name, Version: st.Version, Lanes: n.View.LaneCount(), Leader: n.leaderName()}}
 	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
 	defer cancel()
 	parts := make([]*control.NodeStatus, len(st.Nodes))
@@ -152,6 +155,13 @@ func (n *Node) Status(ctx context.Context) (*control.Status, error) {
 		out.Volumes = append(out.Volumes, v)
 	}
 	return out, nil
+}
+
+func (n *Node) leaderName() string {
+	if id := n.Pool.Leader(); !id.IsZero() {
+		return n.describe(id).Name
+	}
+	return ""
 }
 
 func (n *Node) askStatus(ctx context.Context, id ident.NodeID) (*control.NodeStatus, error) {
