@@ -53,7 +53,6 @@ func (p *Proposer) Join(ctx context.Context, m Member) error {
 }
 
 func (p *Proposer) join(ctx context.Context, m Member) error {
-	const op = "quorum.join"
 	err := p.until(ctx, func() bool {
 		i := p.core.Index(m)
 		return i >= 0 && p.core.CaughtUp(i)

@@ -39,7 +39,7 @@ replicated, thin volumes from it as network block devices.
 
   gabion node run                                 start a pool on this machine
   gabion volume create pg --size 10G              make a volume in it
-  nbd-client 127.0.0.1 -N pg -b 4096 /dev/nbd0    use it
+  nbd-client 127.0.0.1 -N pg /dev/nbd0            use it
 
 The other commands ask the node that runs on this machine, through the socket
 in its directory (--dir). Exit codes: 0 done, 1 failed, 2 wrong command line.`,

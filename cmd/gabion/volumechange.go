@@ -41,7 +41,7 @@ With fewer nodes than replicas the volume works at once and is degraded
 	c.Flags().StringVar(&q.WriteCache, "write-cache", "quorum",
 		"`WHEN` a plain write is answered: quorum (a majority has it in memory), none (a majority has it on disk), "+
 			"writer (at once)")
-	c.Flags().IntVar(&q.BlockSize, "block-size", 4096, "logical block size in `BYTES`: 512 or 4096")
+	c.Flags().IntVar(&q.BlockSize, "block-size", 512, "logical block size in `BYTES`: 512 or 4096")
 	return c
 }
 

@@ -11,6 +11,7 @@ import (
 
 	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
 	"go.etcd.io/bbolt"
+	bbolterrors "go.etcd.io/bbolt/errors"
 
 	"github.com/gabion-storage/gabion/internal/fault"
 )
@@ -38,7 +39,7 @@ func openBolt(dir string, create bool) (*boltStable, error) {
 	}
 	db, err := raftboltdb.New(raftboltdb.Options{Path: path, BoltOptions: &bbolt.Options{Timeout: time.Second}})
 	switch {
-	case errors.Is(err, bbolt.ErrTimeout):
+	case errors.Is(err, bbolterrors.ErrTimeout):
 		return nil, fault.Newf(fault.Busy, "brick.open", path, "another process has it open")
 	case errors.Is(err, syscall.ENOSPC):
 		return nil, fault.New(fault.NoSpace, "brick.open", path, err)

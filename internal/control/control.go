@@ -247,7 +247,7 @@ type NodeStatus struct {
 type CreateVolume struct {
 	Name      string `json:"name"`
 	SizeBytes int64  `json:"size_bytes"`
-	// BlockSize is 512 or 4096 (default).
+	// BlockSize is 512 (default) or 4096.
 	BlockSize int `json:"block_size,omitempty"`
 	// Replicas is 1 to 5, default 3.
 	Replicas int `json:"replicas,omitempty"`

@@ -218,7 +218,7 @@ func (p *Proposer) pullStream(q *Peer) (Out, bool) {
 		if p.tail.between(q.received, q.next-1) >= WindowBytesMax {
 			return Out{}, false
 		}
-		last := q.next
+		var last uint64
 		out.Runs, last = q.renewable(q.next)
 		if len(out.Runs) > 0 {
 			out.Kind = OutRenew
