@@ -189,6 +189,17 @@ func (n *Node) Up() bool {
 	return n.up
 }
 
+// Serving returns the manager of the node's present process and its boot
+// counter, or nil if it does not run.
+func (n *Node) Serving() (*blockdev.Manager, uint64) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if !n.up {
+		return nil, 0
+	}
+	return n.Manager, n.boot
+}
+
 // Kill ends the process: nothing that reached the page cache is lost. With
 // power false the machine loses its power as well, and with it what was not
 // synced.
@@ -211,6 +222,16 @@ func (n *Node) Kill(power bool) {
 	_ = n.brick.Close()
 	n.link.Close()
 }
+
+// Wipe gives a killed node an empty disk, as after a replacement. The catalog
+// still names the brick of the old one.
+func (n *Node) Wipe() {
+	n.disk = vfs.NewMemSeed(n.c.rng.Int64())
+	n.stable = brick.NewMemStable()
+}
+
+// Brick is the id of the node's present brick.
+func (n *Node) Brick() ident.BrickID { return n.brick.ID() }
 
 // Start brings a killed node back.
 func (n *Node) Start() error {

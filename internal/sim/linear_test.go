@@ -5,17 +5,13 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
-	"log/slog"
 	"math/rand/v2"
-	"os"
-	"strconv"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/anishathalye/porcupine"
 
-	"github.com/gabion-storage/gabion/blockdev"
 	"github.com/gabion-storage/gabion/internal/fault"
 	"github.com/gabion-storage/gabion/target"
 )
@@ -83,53 +79,20 @@ func (h *history) add(o porcupine.Operation) {
 	h.mu.Unlock()
 }
 
-// seeds are those of the environment (GABION_SIM_SEED, GABION_SIM_SECONDS) or a
-// few fixed ones.
-func seeds(t *testing.T, few int) []uint64 {
-	if s := os.Getenv("GABION_SIM_SEED"); s != "" {
-		n, err := strconv.ParseUint(s, 10, 64)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return []uint64{n}
-	}
-	out := make([]uint64, few)
-	for i := range out {
-		out[i] = uint64(i + 1)
-	}
-	return out
-}
-
 // TestHistoriesAreLinearizable lets clients read and write through whichever node
 // lets them while nodes are killed, cut off and taken over, and checks that the
 // outcome could have come from one disk.
 func TestHistoriesAreLinearizable(t *testing.T) {
-	for _, seed := range seeds(t, 6) {
-		t.Run(fmt.Sprint("kill and cut/", seed), func(t *testing.T) { linear(t, seed, false) })
-		t.Run(fmt.Sprint("power/", seed), func(t *testing.T) { linear(t, seed, true) })
+	for name, power := range map[string]bool{"kill and cut": false, "power": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			eachSeed(t, 3, func(t *testing.T, seed uint64) { linear(t, seed, power) })
+		})
 	}
 }
 
 func linear(t *testing.T, seed uint64, power bool) {
-	log := slog.New(slog.DiscardHandler)
-	if os.Getenv("GABION_SIM_LOG") != "" {
-		log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	}
-	c, err := New(seed, 3, log, func(cfg *blockdev.Config) {
-		cfg.CheckpointBytes, cfg.TailBytes = 1<<20, 4<<20
-		cfg.CheckpointIdle = 300 * time.Millisecond
-		cfg.IOTimeout = 4 * time.Second
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	c.Net.SetDelay(20*time.Microsecond, 400*time.Microsecond)
-	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
-	defer cancel()
-	if _, err := c.CreateVolume(ctx, "v", 1<<20, 3); err != nil {
-		t.Fatal(err)
-	}
+	ctx, c := start(t, seed)
 	h := &history{began: time.Now()}
 	stop := make(chan struct{})
 	var clients sync.WaitGroup
@@ -153,13 +116,12 @@ func linear(t *testing.T, seed uint64, power bool) {
 	close(stop)
 	clients.Wait()
 	finish(t, ctx, c, h)
-	res, info := porcupine.CheckOperationsVerbose(register, h.ops, 20*time.Second)
+	res := porcupine.CheckOperationsTimeout(register, h.ops, 20*time.Second)
 	if res != porcupine.Ok {
-		_ = info
 		for _, line := range h.stale() {
 			t.Log(line)
 		}
-		t.Fatalf("history of %d operations: %v; replay: GABION_SIM_SEED=%d go test ./internal/sim -run Linearizable", len(h.ops), res, seed)
+		t.Fatalf("history of %d operations: %v", len(h.ops), res)
 	}
 	reads := 0
 	for _, o := range h.ops {
@@ -269,23 +231,24 @@ func client(ctx context.Context, c *Cluster, h *history, id int, seed uint64, fu
 
 func connect(ctx context.Context, c *Cluster, rng *rand.Rand, id int) (target.Session, string) {
 	n := c.Nodes[rng.IntN(len(c.Nodes))]
-	if !n.Up() {
+	m, boot := n.Serving()
+	if m == nil {
 		pause(ctx, 10*time.Millisecond)
 		return nil, ""
 	}
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()
 	if rng.IntN(6) == 0 {
-		if _, err := n.Manager.Attach(ctx, "v", true); err != nil {
+		if _, err := m.Attach(ctx, "v", true); err != nil {
 			return nil, ""
 		}
 	}
-	s, _, err := n.Manager.Open(ctx, "v", fmt.Sprint("client-", id))
+	s, _, err := m.Open(ctx, "v", fmt.Sprint("client-", id))
 	if err != nil {
 		pause(ctx, 10*time.Millisecond)
 		return nil, ""
 	}
-	return s, fmt.Sprintf("n%d epoch %d boot %d", n.ID[0], s.(interface{ Epoch() uint64 }).Epoch(), n.boot)
+	return s, fmt.Sprintf("n%d epoch %d boot %d", n.ID[0], s.(interface{ Epoch() uint64 }).Epoch(), boot)
 }
 
 // act does one operation and records it; false if the session is over.
