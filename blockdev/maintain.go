@@ -75,18 +75,6 @@ func (m *maintenance) missed(bs []overlay.BrickRef) {
 	m.request()
 }
 
-// onMembers is the proposer's word that a member's state changed. One whose
-// journal gets tight is helped by a checkpoint, which lets its log go.
-func (v *Volume) onMembers() {
-	v.maintain.request()
-	if v.log == nil {
-		return // still opening
-	}
-	if v.tight() {
-		v.startCheckpoint()
-	}
-}
-
 // tight reports whether the journal of a member is getting full.
 func (v *Volume) tight() bool {
 	for _, m := range v.log.Status() {
@@ -126,6 +114,9 @@ func (v *Volume) maintainLoop() {
 // maintainOnce does what can be done now. complete is false when more would be
 // possible later without any further event, such as after an error.
 func (v *Volume) maintainOnce(ctx context.Context) (complete bool, err error) {
+	if v.tight() {
+		v.startCheckpoint() // lets the members' logs go
+	}
 	gerr := v.growQuorum(ctx)
 	complete, err = v.reconcile(ctx)
 	return complete && gerr == nil, errors.Join(gerr, err)

@@ -292,7 +292,7 @@ func (m *Manager) attachOnce(ctx context.Context, d pool.Volume, takeover bool) 
 	p, rec, err := quorum.Open(ctx, quorum.ProposerConfig{
 		Group: group, Transport: m.cfg.Transport, Local: m.cfg.Acceptors, Self: m.cfg.Self, Boot: m.cfg.Boot,
 		Seeds: seeds, Force: force, OnProgress: v.pend.progress, OnFenced: v.fenced,
-		OnMembers: v.onMembers, Log: m.cfg.Log,
+		OnMembers: v.maintain.request, Log: m.cfg.Log,
 	})
 	if err != nil {
 		v.cancel()
