@@ -4,7 +4,7 @@
 # the kernel's words, OUT/rc its exit code, which is also that of run.sh (99: the machine died first).
 # With VM_EXEC=1 run.sh becomes the QEMU process: whoever started it may kill it to cut the power.
 # usage: run.sh OUT SCRIPT [ARG...]
-# env: VM_IMAGE (.cache/vm) VM_MEM (MiB, 2048) VM_CPUS (2) VM_TIMEOUT (seconds, 600)
+# env: VM_IMAGE (.cache/vm) VM_CPU (max) VM_MEM (MiB, 2048) VM_CPUS (2) VM_TIMEOUT (seconds, 600)
 #      VM_DISKS ("a.img b.img": raw, no host cache: /dev/vda, /dev/vdb)
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -34,7 +34,7 @@ for d in ${VM_DISKS:-}; do
 	disks+=(-drive "file=$d,format=raw,if=none,id=d$i,cache=none,aio=threads" -device "virtio-blk-pci,drive=d$i")
 	i=$((i + 1))
 done
-qemu=(qemu-system-x86_64 -accel "tcg,thread=multi" -cpu max -m "${VM_MEM:-2048}" -smp "${VM_CPUS:-2}"
+qemu=(qemu-system-x86_64 -accel "tcg,thread=multi" -cpu "${VM_CPU:-max}" -m "${VM_MEM:-2048}" -smp "${VM_CPUS:-2}"
 	-display none -monitor none -serial "file:$out/console" -no-reboot -nic none
 	-kernel "$image/vmlinuz" -initrd "$image/initrd.img"
 	-append "console=ttyS0 quiet panic=-1 random.trust_cpu=on mitigations=off"

@@ -176,7 +176,19 @@ func TestKernelClient(t *testing.T) {
 	if code := r.boot(t, "kernel.sh").end(t, kernelTimeout); code != 0 {
 		t.Fatalf("exit %d", code)
 	}
-	t.Log(r.tail(12))
+	r.tell(t, "at ", "PASSED")
+}
+
+// tell prints the lines of the machine's log that contain one of the words.
+func (r *rig) tell(t *testing.T, words ...string) {
+	t.Helper()
+	for _, l := range strings.Split(r.tail(1<<20), "\n") {
+		for _, w := range words {
+			if strings.Contains(l, w) {
+				t.Log(l)
+			}
+		}
+	}
 }
 
 func cuts() int {
@@ -235,11 +247,7 @@ func TestPowerCut(t *testing.T) {
 	if code := m.end(t, bootTimeout); code != 0 {
 		t.Fatalf("after the last cut: exit %d", code)
 	}
-	for _, l := range strings.Split(r.tail(1<<20), "\n") {
-		if strings.Contains(l, "verified") {
-			t.Log(l)
-		}
-	}
+	r.tell(t, "at ", "verified:", "PASSED")
 }
 
 // wrote tells whether the round began to load before it was cut.

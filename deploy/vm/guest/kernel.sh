@@ -8,16 +8,19 @@ g volume create pg --size 512M --replicas 3
 g volume create files --size 512M --replicas 3
 until_true 60 "copies of pg" redundant pg
 
-phase "ext4 and PostgreSQL"
+phase "ext4"
 attach 1 pg /dev/nbd0
 mkfs.ext4 -q /dev/nbd0
 mkdir -p /mnt/pg /mnt/files
 mount /dev/nbd0 /mnt/pg
+phase "initdb"
 pg_init /mnt/pg
+phase "pgbench"
 pg_start /mnt/pg
 as_postgres "$PGBIN/pgbench" -i -q -s 1 2>/dev/null
 as_postgres "$PGBIN/pgbench" -n -c 2 -t 40 | grep -E 'processed|failed|tps'
 [ "$(sql -c 'SELECT count(*) FROM pgbench_history')" = 80 ] || fail "transactions are missing"
+phase "pg_stop, checksums, fsck"
 pg_stop /mnt/pg
 as_postgres "$PGBIN/pg_checksums" --check -D /mnt/pg/data >/dev/null || fail "pg_checksums"
 umount /mnt/pg
@@ -28,7 +31,7 @@ phase "xfs"
 attach 1 files /dev/nbd1
 mkfs.xfs -q /dev/nbd1
 mount /dev/nbd1 /mnt/files
-head -c 24M /dev/urandom >/mnt/files/a
+head -c 6M /dev/urandom >/mnt/files/a
 (cd /mnt/files && sha256sum a >sum)
 fstrim -v /mnt/files
 umount /mnt/files
@@ -44,6 +47,8 @@ fstrim -v /mnt/files
 umount /mnt/files
 detach /dev/nbd1
 g status
+phase "stop"
 stop_pool
+phase "stopped"
 if dmesg | grep -E 'I/O error|nbd.*(timed out|error)|hung_task|blocked for more'; then fail "the kernel complains"; fi
 echo PASSED

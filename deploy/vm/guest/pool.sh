@@ -4,7 +4,10 @@ GABION=${GABION:-$TOP/bin/gabion}
 POOL=/pool
 PGBIN=$(echo /usr/lib/postgresql/*/bin)
 
-phase() { echo "$*" >>/out/phase; }
+phase() {
+	echo "$*" >>/out/phase
+	echo "at $SECONDS s: $*"
+}
 fail() {
 	echo "FAILED: $*"
 	for i in 1 2 3; do
@@ -80,7 +83,7 @@ pg_init() {
 	mkdir -p "$1/data"
 	chown postgres "$1/data"
 	chmod 700 "$1/data"
-	as_postgres "$PGBIN/initdb" -N -D "$1/data" -A trust --data-checksums --no-instructions >/dev/null
+	as_postgres "$PGBIN/initdb" -N -D "$1/data" -A trust --data-checksums --wal-segsize=1 --no-instructions >/dev/null
 	sync -f "$1"
 }
 pg_start() {

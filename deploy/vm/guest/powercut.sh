@@ -25,7 +25,8 @@ if [ "$step" = first ]; then
 		pg_init $mnt
 		pg_start $mnt
 		sql -c 'CREATE TABLE ledger (n bigint PRIMARY KEY); CREATE EXTENSION amcheck'
-		as_postgres "$PGBIN/pgbench" -i -q -s 1 2>/dev/null
+		sql -c 'CREATE TABLE accounts AS SELECT g AS id, 0 AS balance FROM generate_series(1, 2000) g;
+			ALTER TABLE accounts ADD PRIMARY KEY (id); CREATE TABLE history (id int, delta int, at timestamptz)'
 	fi
 else
 	phase "starting $round"
@@ -34,10 +35,12 @@ else
 	until_true 60 "export of ledger" nbdinfo "nbd://127.0.0.1:$(nbd_port 1)/ledger"
 	$load verify $ledger -round $((round - 1)) -record /out/ledger.$((round - 1)) -state /out/state ||
 		fail "the ledger is not complete"
+	phase "ledger verified"
 	if [ "$RIG_DATABASE" = 1 ]; then
 		attach 2 pg /dev/nbd0
 		mount /dev/nbd0 $mnt
 		pg_start $mnt
+		phase "database recovered"
 		for r in $(seq 1 $((round - 1))); do
 			[ -e /out/pg.$r ] || continue
 			last=$(grep -c . /out/pg.$r || true)
@@ -45,7 +48,10 @@ else
 			[ "$got" = "$last" ] || fail "LOST: of $last acknowledged commits of round $r there are $got"
 			echo "database verified: $last commits of round $r"
 		done
+		[ "$(sql -c 'SELECT sum(balance) FROM accounts')" = 0 ] || fail "half a transaction was committed"
+		phase "commits counted"
 		as_postgres "$PGBIN/pg_amcheck" --heapallindexed postgres || fail "pg_amcheck"
+		phase "amcheck done"
 		pg_stop $mnt
 		as_postgres "$PGBIN/pg_checksums" --check -D $mnt/data >/dev/null || fail "pg_checksums"
 		umount $mnt
@@ -70,7 +76,17 @@ if [ "$RIG_DATABASE" = 1 ]; then
 		echo "INSERT INTO ledger VALUES (${round}000000 + $n) RETURNING n;"
 	done >/tmp/inserts
 	sql -f /tmp/inserts | while read -r line; do echo "$line" >>/out/pg.$round; done &
-	as_postgres "$PGBIN/pgbench" -n -c 1 -T 3600 >/dev/null 2>&1 &
+	cat >/tmp/transfer <<'SQL'
+\set a random(1, 2000)
+\set b random(1, 2000)
+\set delta random(1, 100)
+BEGIN;
+UPDATE accounts SET balance = balance - :delta WHERE id = least(:a, :b);
+UPDATE accounts SET balance = balance + :delta WHERE id = greatest(:a, :b);
+INSERT INTO history VALUES (:a, :delta, now());
+COMMIT;
+SQL
+	as_postgres "$PGBIN/pgbench" -n -c 2 -T 3600 -f /tmp/transfer >/dev/null 2>&1 &
 fi
 $load load $ledger -round "$round" -record "/out/ledger.$round" -depth 4 -flush-every 8 &
 loader=$!
