@@ -282,16 +282,20 @@ func (m *Manager) attachOnce(ctx context.Context, d pool.Volume, takeover bool) 
 	if err != nil {
 		return nil, err
 	}
-	force := false
+	var over quorum.Ballot
 	if !ballot.IsZero() && ballot.Node != m.cfg.Self {
-		if force, err = m.askRelease(ctx, d, ballot.Node, takeover); err != nil {
+		released, err := m.askRelease(ctx, d, ballot.Node, takeover)
+		if err != nil {
 			return nil, err
+		}
+		if released {
+			over = ballot
 		}
 	}
 	v := newVolume(m.volumeConfig(d))
 	p, rec, err := quorum.Open(ctx, quorum.ProposerConfig{
 		Group: group, Transport: m.cfg.Transport, Local: m.cfg.Acceptors, Self: m.cfg.Self, Boot: m.cfg.Boot,
-		Seeds: seeds, Force: force, OnProgress: v.pend.progress, OnFenced: v.fenced,
+		Seeds: seeds, Over: over, OnProgress: v.pend.progress, OnFenced: v.fenced,
 		OnMembers: v.maintain.request, Log: m.cfg.Log,
 	})
 	if err != nil {

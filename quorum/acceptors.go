@@ -40,6 +40,7 @@ type Acceptors struct {
 	bricks    map[ident.BrickID]*brick
 	groups    map[groupKey]*group
 	proposers map[proposerKey]*Proposer
+	openings  map[ident.GroupID]int    // under way on this node
 	epochs    map[ident.GroupID]uint64 // highest epoch used by this process
 
 	dirtyMu sync.Mutex
@@ -76,10 +77,10 @@ func NewAcceptors(cfg AcceptorsConfig) *Acceptors {
 		cfg: cfg, log: cfg.Log,
 		bricks:    make(map[ident.BrickID]*brick),
 		groups:    make(map[groupKey]*group),
-		proposers: make(map[proposerKey]*Proposer),
-		epochs:    make(map[ident.GroupID]uint64),
-		wake:      make(chan struct{}, 1),
-		delay:     LazySyncDelay,
+		proposers: make(map[proposerKey]*Proposer), openings: make(map[ident.GroupID]int),
+		epochs: make(map[ident.GroupID]uint64),
+		wake:   make(chan struct{}, 1),
+		delay:  LazySyncDelay,
 	}
 	if a.log == nil {
 		a.log = slog.New(slog.DiscardHandler)

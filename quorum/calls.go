@@ -21,16 +21,29 @@ func (a *Acceptors) mayLive(group ident.GroupID, b Ballot) bool {
 	return a.cfg.HolderMayLive != nil && a.cfg.HolderMayLive(b.Node)
 }
 
-// holding tells whether a proposer of this node holds the group.
+// holding tells whether a proposer of this node holds the group, or is about to:
+// an opening under way may already have its promises.
 func (a *Acceptors) holding(group ident.GroupID) bool {
 	a.mu.RLock()
 	defer a.mu.RUnlock()
+	if a.openings[group] > 0 {
+		return true
+	}
 	for k := range a.proposers {
 		if k.group == group {
 			return true
 		}
 	}
 	return false
+}
+
+// opening counts the openings of a group that are under way on this node.
+func (a *Acceptors) opening(group ident.GroupID, n int) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.openings[group] += n; a.openings[group] == 0 {
+		delete(a.openings, group)
+	}
 }
 
 func invalid(op string, err error) error { return fault.New(fault.Invalid, op, "", err) }
@@ -135,7 +148,8 @@ func (a *Acceptors) promise(g *group, m *prepareCall) (paxos.Status, paxos.Effec
 		g.mu.Lock()
 		if g.core.Promised() == promised {
 			defer g.mu.Unlock()
-			return g.core.Prepare(m.ballot, m.force, live)
+			consented := !m.over.IsZero() && !m.over.Less(promised)
+			return g.core.Prepare(m.ballot, m.force || consented, live)
 		}
 		g.mu.Unlock()
 	}

@@ -22,6 +22,9 @@ type Recovered struct {
 	Config  Config
 }
 
+// consentMax bounds the wait for a holder's word that it let go.
+const consentMax = time.Second
+
 // duelDelayMax bounds the random wait after another opener got ahead.
 const duelDelayMax = 100 * time.Millisecond
 
@@ -39,7 +42,9 @@ func Open(ctx context.Context, cfg ProposerConfig) (*Proposer, *Recovered, error
 	if cfg.Local == nil || cfg.Transport == nil || cfg.Self.IsZero() {
 		return nil, nil, fault.New(fault.Invalid, op, cfg.Group.String(), errors.New("transport, acceptors and node are required"))
 	}
-	o := &opener{cfg: cfg, force: cfg.Force}
+	cfg.Local.opening(cfg.Group, 1)
+	defer cfg.Local.opening(cfg.Group, -1) // by then the proposer is known, or nothing came of it
+	o := &opener{cfg: cfg, over: cfg.Over}
 	for {
 		p, rec, err := o.attempt(ctx)
 		if err == nil {
@@ -61,7 +66,7 @@ var errBehind = errors.New("another opener is ahead")
 
 type opener struct {
 	cfg     ProposerConfig
-	force   bool
+	over    Ballot // the holder of this one consented
 	highest Ballot // met so far
 	config  Config
 	last    error // what a member said last
@@ -139,11 +144,7 @@ func (o *opener) survey(ctx context.Context) error {
 		if s.config.Members == nil || found < need {
 			return false
 		}
-		if o.force || willing >= need {
-			return true
-		}
-		if s.given() {
-			o.force = true
+		if o.cfg.Force || !o.over.IsZero() && !o.over.Less(s.highest) || willing >= need {
 			return true
 		}
 		if s.settled() {
@@ -153,10 +154,27 @@ func (o *opener) survey(ctx context.Context) error {
 		return false
 	})
 	o.highest, o.config = s.highest, s.config
+	if verdict != nil && fault.Is(verdict, fault.Busy) && o.consents(ctx) {
+		return nil
+	}
 	if verdict != nil {
 		return verdict
 	}
 	return err
+}
+
+// consents asks the node of the highest promise whether it is at work. The
+// question comes after the promise was learnt: a "no" is about this promise and
+// all lower ones, since what that node opens later gets a higher ballot.
+func (o *opener) consents(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, consentMax)
+	defer cancel()
+	q, err := queryNode(ctx, o.cfg.Transport, o.highest.Node, o.cfg.Group)
+	if err != nil || q.holding {
+		return false
+	}
+	o.over = o.highest
+	return true
 }
 
 func busy(holder ident.NodeID) error {
@@ -219,7 +237,7 @@ func (o *opener) learn(ctx context.Context, b Ballot) (*paxos.Plan, []Entry, err
 // prepare asks one member to promise. A member without the group is asked again:
 // it may be installed meanwhile.
 func (o *opener) prepare(ctx context.Context, m Member, b Ballot) (prepareReply, error) {
-	call := prepareCall{group: o.cfg.Group, brick: m.Brick, ballot: b, force: o.force}
+	call := prepareCall{group: o.cfg.Group, brick: m.Brick, ballot: b, force: o.cfg.Force, over: o.over}
 	reply, err := o.cfg.Transport.Call(ctx, m.Node, typePrepare, appendPrepare(nil, &call))
 	if err != nil {
 		return prepareReply{}, err

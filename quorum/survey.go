@@ -123,13 +123,6 @@ func (s *survey) nowhere() bool {
 	return s.config.Members == nil
 }
 
-// given tells whether the node with the highest promise says that it is not at
-// work: a holder that let go consents.
-func (s *survey) given() bool {
-	q, ok := s.answers[s.highest.Node]
-	return ok && !q.holding
-}
-
 // Holder asks who holds the highest promise of a group: of the seeds, and of the
 // members they name. It returns when a majority of the newest configuration has
 // answered, or with the best of what did when ctx ends; NotFound when no seed

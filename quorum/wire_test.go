@@ -49,7 +49,7 @@ func samples() map[string][]byte {
 			received: 11, durable: 10, runs: gRuns}, true),
 		"query-reply": appendQueryReply(nil, &queryReply{found: true, holding: true, brick: gBrick, promised: gBallot,
 			upTo: 6, last: 11, config: gConfig}),
-		"prepare": appendPrepare(nil, &prepareCall{group: gGroup, brick: gBrick, ballot: gBallot, force: true}),
+		"prepare": appendPrepare(nil, &prepareCall{group: gGroup, brick: gBrick, ballot: gBallot, force: true, over: gBallot}),
 		"prepare-reply": appendPrepareReply(nil, &prepareReply{promised: gBallot, promise: paxos.Promise{
 			Checkpoint: gCkpt, Cuts: gCuts, Commit: 8, Runs: gRuns, Configs: []paxos.ConfigAt{{Slot: 8, Config: gConfig}}}}),
 		"prepare-refused": appendPrepareReply(nil, &prepareReply{status: paxos.Busy, promised: gBallot}),

@@ -80,16 +80,18 @@ type prepareCall struct {
 	group  ident.GroupID
 	brick  ident.BrickID
 	ballot Ballot
-	force  bool
+	force  bool   // pass over the lease check
+	over   Ballot // pass over it for promises up to this one; zero: for none
 }
 
-const prepareSize = 16 + 16 + paxos.BallotSize + 1
+const prepareSize = 16 + 16 + 2*paxos.BallotSize + 1
 
 func appendPrepare(b []byte, m *prepareCall) []byte {
 	b = append(b, m.group[:]...)
 	b = append(b, m.brick[:]...)
 	b = paxos.AppendBallot(b, m.ballot)
-	return append(b, bit(m.force))
+	b = append(b, bit(m.force))
+	return paxos.AppendBallot(b, m.over)
 }
 
 func bit(v bool) byte {
@@ -104,8 +106,9 @@ func decodePrepare(b []byte) (m prepareCall, err error) {
 		return m, errShort
 	}
 	m.group, m.brick = ident.GroupID(b[:16]), ident.BrickID(b[16:32])
-	m.ballot, m.force = paxos.DecodeBallot(b[32:]), b[64] == 1
-	if b[64] > 1 || m.ballot.IsZero() {
+	const flag = 32 + paxos.BallotSize
+	m.ballot, m.force, m.over = paxos.DecodeBallot(b[32:]), b[flag] == 1, paxos.DecodeBallot(b[flag+1:])
+	if b[flag] > 1 || m.ballot.IsZero() {
 		return m, errValue
 	}
 	return m, nil
