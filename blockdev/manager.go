@@ -393,7 +393,7 @@ func (m *Manager) askRelease(ctx context.Context, d pool.Volume, holder ident.No
 	if n, ok := m.cfg.View.Node(holder); ok && n.Name != "" {
 		name = n.Name
 	}
-	if !m.cfg.Transport.Connected(holder) {
+	if !m.cfg.Transport.Connected(holder) || m.cfg.View.State(holder) != overlay.Alive {
 		return false, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, releaseMax)

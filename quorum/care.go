@@ -14,9 +14,12 @@ const (
 	LazySyncDelay = time.Second
 	// LazySyncBytes of them are synced at once.
 	LazySyncBytes = 8 << 20
-	// A journal that is more than 1/forwardFraction full gets its oldest live
-	// entries copied forward, forwardBytesMax at a time.
+	// A journal that is more than 1/forwardFraction full is tight. One of which
+	// more than 1/pinnedFraction is kept although most of that is dead gets its
+	// oldest live entries copied forward, forwardBytesMax at a time: few entries
+	// of quiet groups must not keep what busy groups let go.
 	forwardFraction = 2
+	pinnedFraction  = 32
 	forwardBytesMax = 4 << 20
 	// The last 1/reserveFraction of a journal is for what makes room again:
 	// openings with what they recovered, checkpoints, and copies.
@@ -150,10 +153,17 @@ func forward(b *brick, groups []*group) error {
 			return err
 		}
 	}
-	if next-floor <= limit/forwardFraction {
+	live := int64(0)
+	for _, g := range groups {
+		g.mu.Lock()
+		live += g.core.LogBytes()
+		g.mu.Unlock()
+	}
+	kept := next - floor
+	if kept <= limit/forwardFraction && kept <= limit/pinnedFraction+2*live {
 		return nil
 	}
-	below := floor + limit/16
+	below := floor + limit/64
 	moved := int64(0)
 	for _, g := range groups {
 		n, err := g.forward(below, forwardBytesMax-moved)

@@ -22,8 +22,11 @@ type Recovered struct {
 	Config  Config
 }
 
+// surveyMax bounds one round of asking who objects to a new holder.
+const surveyMax = 700 * time.Millisecond
+
 // consentMax bounds the wait for a holder's word that it let go.
-const consentMax = time.Second
+const consentMax = 300 * time.Millisecond
 
 // duelDelayMax bounds the random wait after another opener got ahead.
 const duelDelayMax = 100 * time.Millisecond
@@ -129,7 +132,9 @@ func (o *opener) survey(ctx context.Context) error {
 	const op = "quorum.open"
 	s := newSurvey(o.cfg.Transport, o.cfg.Group, o.cfg.Seeds)
 	var verdict error
-	err := s.run(ctx, func() bool {
+	round, cancel := context.WithTimeout(ctx, surveyMax)
+	defer cancel()
+	err := s.run(round, func() bool {
 		o.last = s.oneFailure()
 		if s.dropped && s.config.Members == nil && s.settled() {
 			verdict = fault.New(fault.NotFound, op, o.cfg.Group.String(), errors.New("the group was dropped"))
@@ -154,6 +159,15 @@ func (o *opener) survey(ctx context.Context) error {
 		return false
 	})
 	o.highest, o.config = s.highest, s.config
+	if verdict == nil && err != nil && ctx.Err() == nil {
+		// Silence is an answer too: what is known after surveyMax decides. A
+		// member that objected may not do so the next time it is asked.
+		if found, _ := s.voters(); s.config.Members != nil && found > s.config.Voters()/2 {
+			verdict = busy(s.highest.Node)
+		} else {
+			return o.survey(ctx)
+		}
+	}
 	if verdict != nil && fault.Is(verdict, fault.Busy) && o.consents(ctx) {
 		return nil
 	}
