@@ -28,6 +28,9 @@ const (
 	nodes   = 3
 	volume  = "demo"
 	refresh = 2 * time.Second
+	// A node that somebody killed stays away for so long: time to look at what
+	// the others do without it.
+	absence = 15 * time.Second
 )
 
 func main() {
@@ -202,7 +205,8 @@ func help(c *cluster.Cluster) string {
 	for _, n := range c.Nodes {
 		fmt.Fprintf(&b, "  %s  nbd://%s/%s  http://%s/metrics  pid %d  log %s\n", n.Name, n.Info.NBD, volume, n.Info.HTTP, n.PID(), n.LogFile())
 	}
-	fmt.Fprintf(&b, "\nAsk: %s --dir %s status. Try: kill -9 of a node. Ctrl-C ends the demo, the data stays.\n", n.Binary, n.Dir)
+	fmt.Fprintf(&b, "\nAsk: %s --dir %s status. Try: kill -9 of a node; it is started again after %v.\n"+
+		"Ctrl-C ends the demo, the data stays.\n", n.Binary, n.Dir, absence)
 	return b.String()
 }
 
@@ -214,7 +218,11 @@ func show(ctx context.Context, c *cluster.Cluster) error {
 	tick := time.NewTicker(refresh)
 	defer tick.Stop()
 	last := ""
+	gone := map[*cluster.Node]time.Time{}
 	for {
+		if err := revive(c, gone); err != nil {
+			return err
+		}
 		text, state := status(c)
 		switch {
 		case tty:
@@ -231,6 +239,25 @@ func show(ctx context.Context, c *cluster.Cluster) error {
 		case <-tick.C:
 		}
 	}
+}
+
+// revive starts nodes that have been dead for long enough; gone keeps since
+// when.
+func revive(c *cluster.Cluster, gone map[*cluster.Node]time.Time) error {
+	for _, n := range c.Nodes {
+		since, dead := gone[n]
+		switch {
+		case n.Alive():
+			delete(gone, n)
+		case !dead:
+			gone[n] = time.Now()
+		case time.Since(since) > absence:
+			if err := n.Begin(); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // status asks the first node that answers; state is what of it is worth a new
