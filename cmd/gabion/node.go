@@ -59,6 +59,9 @@ the node's directory.`,
 			if f.join != "" && f.token == "" {
 				f.token = os.Getenv("GABION_TOKEN")
 			}
+			if f.join != "" && f.token == "" {
+				return usagef("--join needs --token or $GABION_TOKEN; 'gabion pool token' on a node of the pool prints one")
+			}
 			return runNode(c.Context(), a.stateDir(), &f, log)
 		},
 	}

@@ -26,6 +26,9 @@ With fewer nodes than replicas the volume works at once and is degraded
 ("degraded: 1 of 3"); copies are completed when nodes join.`,
 		Args: exactly("NAME"),
 		RunE: func(c *cobra.Command, args []string) error {
+			if q.Replicas < 1 {
+				return usagef("--replicas is %d; it must be at least 1", q.Replicas)
+			}
 			var err error
 			if q.SizeBytes, err = sizeFlag(size); err != nil {
 				return err

@@ -21,7 +21,8 @@ mount -t sysfs sysfs $r/sys
 mount --move /dev $r/dev
 mkdir -p $r/dev/pts $r/dev/shm $r/lib/modules $r/out
 mount -t devpts pts $r/dev/pts
-for d in dev/shm run tmp; do mount -t tmpfs tmp $r/$d; done
+# /tmp stays the host's, under the overlay: the tree may have been cloned there
+for d in dev/shm run; do mount -t tmpfs tmp $r/$d; done
 chmod 1777 $r/tmp $r/dev/shm
 cp -a /lib/modules/* $r/lib/modules/
 # What is written to /out has reached the host's memory when write(2) returns: it outlives the death

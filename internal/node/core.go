@@ -88,7 +88,7 @@ func NewCore(cfg CoreConfig) (*Core, error) {
 		File: cfg.StateFile, Log: cfg.Log,
 	}); err != nil {
 		cancel()
-		return nil, err
+		return nil, fault.Newf(fault.KindOf(err), "node run", stateName, "%w; if the file is damaged, remove it: it is a copy that the node gets again", err)
 	}
 	c.Pool.OnChange(c.onState)
 	c.Manager = blockdev.NewManager(blockdev.ManagerConfig{

@@ -1,3 +1,5 @@
+//go:build speed
+
 package nbd_test
 
 import (
@@ -18,11 +20,9 @@ import (
 
 // TestSpeedBesideNbdkit prints 4 KiB random I/O rates of the server on a device
 // in memory and of "nbdkit memory", in turns, with the CPU time that each
-// server used for an operation. It asserts nothing: other load decides too much.
+// server used for an operation. It asserts nothing, since other load decides too
+// much, and is built with -tags speed only.
 func TestSpeedBesideNbdkit(t *testing.T) {
-	if os.Getenv("GABION_SPEED") == "" {
-		t.Skip("takes a minute and wants a quiet machine: set GABION_SPEED=1")
-	}
 	need(t, "nbdkit", "fio")
 	mem := targettest.NewMemory(256<<20, 4096)
 	slow := targettest.NewMemory(256<<20, 4096)

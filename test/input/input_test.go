@@ -118,7 +118,7 @@ func TestBadStarts(t *testing.T) {
 	refused(t, "a second node in one directory", start(t, c, n.Dir), 1, n.Dir)
 	refused(t, "a damaged token", start(t, c, fresh(), "--join", n.Info.Listen, "--token", damaged(token)), 1, "token")
 	refused(t, "half a token", start(t, c, fresh(), "--join", n.Info.Listen, "--token", token[:len(token)/2]), 1, "token")
-	refused(t, "no token", start(t, c, fresh(), "--join", n.Info.Listen), 1, "--token")
+	refused(t, "no token", start(t, c, fresh(), "--join", n.Info.Listen), 2, "--token")
 	refused(t, "the token of another pool", start(t, c, fresh(), "--join", n.Info.Listen, "--token", foreign), 1, "pool")
 	refused(t, "nobody there", start(t, c, fresh(), "--join", "127.0.0.1:1", "--token", token), 1, "127.0.0.1:1")
 	refused(t, "not a node there", start(t, c, fresh(), "--join", n.Info.HTTP, "--token", token), 1, n.Info.HTTP)
