@@ -25,6 +25,7 @@ const (
 func TestIdlePool(t *testing.T) {
 	c := cluster.New(t, 3)
 	n := c.Nodes[0]
+	rest(t, c)
 	empty := measure(t, c, watch/2)
 	t.Logf("no volumes: %v", empty)
 
@@ -32,7 +33,7 @@ func TestIdlePool(t *testing.T) {
 	defer ctl.Close()
 	began := time.Now()
 	work := make(chan int)
-	errs := make(chan error, 4)
+	errs := make(chan error, 16)
 	for range cap(errs) {
 		go func() {
 			var first error
