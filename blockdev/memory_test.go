@@ -129,7 +129,7 @@ func (l *memLog) Checkpoint(upTo uint64, value []byte) (uint64, error) {
 func (l *memLog) Status() []quorum.MemberStatus {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return []quorum.MemberStatus{{Member: quorum.Member{Node: l.self, Role: quorum.Voter}, State: "ok", Received: l.received}}
+	return []quorum.MemberStatus{{Member: quorum.Member{Node: l.self, Role: quorum.Voter}, State: "ok", Received: l.received, Durable: l.durable}}
 }
 func (l *memLog) Members() quorum.Config {
 	return quorum.Config{Version: 1, Members: []quorum.Member{{Node: l.self, Role: quorum.Voter}}}

@@ -61,7 +61,8 @@ func (v *Volume) leased() bool {
 }
 
 // renew proves with an entry that a majority still follows this ballot, and
-// rests the lease on those voters that took it.
+// rests the lease on those voters that have it on disk: one that had only
+// received it could forget the ballot in a power cut and let another holder in.
 func (v *Volume) renew(ctx context.Context) error {
 	v.leasing.Lock()
 	defer v.leasing.Unlock()
@@ -82,7 +83,7 @@ func (v *Volume) renew(ctx context.Context) error {
 		if m.Member.Role == quorum.Learner {
 			continue
 		}
-		if m.Received >= slot {
+		if m.Durable >= slot {
 			l.nodes[l.n] = m.Member.Node
 			l.mark += before[m.Member.Node]
 		}
@@ -114,8 +115,8 @@ func (v *Volume) waitLease(ctx context.Context) error {
 	return nil
 }
 
-// confirm logs an entry that does nothing and waits until a majority has
-// received it, which it does only while no higher ballot is promised there.
+// confirm logs an entry that does nothing and waits until a majority has it
+// durable, which it takes only while no higher ballot is promised there.
 func (v *Volume) confirm(ctx context.Context) (uint64, error) {
 	body := make([]byte, entryHead)
 	putEntryHead(body, opNothing, 0, 1)
@@ -124,7 +125,8 @@ func (v *Volume) confirm(ctx context.Context) (uint64, error) {
 		return 0, err
 	}
 	got := make(chan error, 1)
-	v.pend.add(slot, false, func(err error) { got <- err })
+	v.log.Sync(slot)
+	v.pend.add(slot, true, func(err error) { got <- err })
 	v.log.Kick()
 	select {
 	case err := <-got:
