@@ -34,7 +34,7 @@ func (l *threeLog) Status() (out []quorum.MemberStatus) {
 	for _, m := range l.Members().Members {
 		s := quorum.MemberStatus{Member: m}
 		if l.met[m.Node] {
-			s.Received = l.Next() - 1
+			s.Received, s.Durable = l.Next()-1, l.Next()-1
 		}
 		out = append(out, s)
 	}
