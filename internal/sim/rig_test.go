@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -94,7 +95,13 @@ func open(t *testing.T, ctx context.Context, n *Node) (target.Session, <-chan st
 	for {
 		s, gone, err := n.Manager.Open(ctx, "v", "test")
 		if err == nil {
-			return s, gone
+			select {
+			case <-gone: // an attachment that has just ended
+				s.Close()
+				err = errors.New("gone at once")
+			default:
+				return s, gone
+			}
 		}
 		if ctx.Err() != nil {
 			t.Fatalf("the volume does not open at node %d: %v", n.ID[0], err)
