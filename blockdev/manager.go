@@ -3,6 +3,7 @@ package blockdev
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"log/slog"
 	"slices"
 	"strings"
@@ -300,7 +301,7 @@ func (m *Manager) attachOnce(ctx context.Context, d pool.Volume, takeover bool) 
 	})
 	if err != nil {
 		v.cancel()
-		return nil, err
+		return nil, m.askBlocker(ctx, d, ballot.Node, takeover, err)
 	}
 	var alive []ident.NodeID
 	for _, n := range m.cfg.View.Nodes() {
@@ -383,6 +384,24 @@ func isHolderRefusal(err error) bool {
 		e = u.Unwrap()
 	}
 	return false
+}
+
+// askBlocker asks the node for whose sake members refused to let go, if that is
+// not the one that was asked already: the highest ballot may be a failed
+// opener's. It returns what the attach failed with.
+func (m *Manager) askBlocker(ctx context.Context, d pool.Volume, asked ident.NodeID, takeover bool, err error) error {
+	var f *fault.Error
+	if !fault.Is(err, fault.Busy) || !errors.As(err, &f) {
+		return err
+	}
+	var blocker ident.NodeID
+	if blocker.UnmarshalText([]byte(f.Subject)) != nil || blocker == asked || blocker == m.cfg.Self {
+		return err
+	}
+	if _, refused := m.askRelease(ctx, d, blocker, takeover); refused != nil {
+		return refused
+	}
+	return err // the next try finds the members willing
 }
 
 // askRelease asks the holder to let go. It reports true if it consented: then

@@ -148,7 +148,7 @@ func (a *Acceptors) promise(g *group, m *prepareCall) (paxos.Status, paxos.Effec
 		g.mu.Lock()
 		if g.core.Promised() == promised {
 			defer g.mu.Unlock()
-			consented := !m.over.IsZero() && !m.over.Less(promised)
+			consented := m.over == promised
 			return g.core.Prepare(m.ballot, m.force || consented, live)
 		}
 		g.mu.Unlock()

@@ -47,7 +47,7 @@ func Open(ctx context.Context, cfg ProposerConfig) (*Proposer, *Recovered, error
 	}
 	cfg.Local.opening(cfg.Group, 1)
 	defer cfg.Local.opening(cfg.Group, -1) // by then the proposer is known, or nothing came of it
-	o := &opener{cfg: cfg, over: cfg.Over}
+	o := &opener{cfg: cfg, over: map[Ballot]bool{cfg.Over: true}}
 	for {
 		p, rec, err := o.attempt(ctx)
 		if err == nil {
@@ -69,8 +69,9 @@ var errBehind = errors.New("another opener is ahead")
 
 type opener struct {
 	cfg     ProposerConfig
-	over    Ballot // the holder of this one consented
-	highest Ballot // met so far
+	over    map[Ballot]bool   // the holders of these are not at work
+	objects map[Member]Ballot // what each voter that objected had promised
+	highest Ballot            // met so far
 	config  Config
 	last    error // what a member said last
 }
@@ -145,30 +146,30 @@ func (o *opener) survey(ctx context.Context) error {
 			return true
 		}
 		need := s.config.Voters()/2 + 1
-		found, willing := s.voters()
+		found, _ := s.voters()
 		if s.config.Members == nil || found < need {
 			return false
 		}
-		if o.cfg.Force || !o.over.IsZero() && !o.over.Less(s.highest) || willing >= need {
+		if o.cfg.Force || o.willing(s) >= need {
 			return true
 		}
 		if s.settled() {
-			verdict = busy(s.highest.Node)
+			verdict = busy(o.blocker(s))
 			return true
 		}
 		return false
 	})
-	o.highest, o.config = s.highest, s.config
+	o.highest, o.config, o.objects = s.highest, s.config, s.objections()
 	if verdict == nil && err != nil && ctx.Err() == nil {
 		// Silence is an answer too: what is known after surveyMax decides. A
 		// member that objected may not do so the next time it is asked.
 		if found, _ := s.voters(); s.config.Members != nil && found > s.config.Voters()/2 {
-			verdict = busy(s.highest.Node)
+			verdict = busy(o.blocker(s))
 		} else {
 			return o.survey(ctx)
 		}
 	}
-	if verdict != nil && fault.Is(verdict, fault.Busy) && o.consents(ctx) {
+	if verdict != nil && fault.Is(verdict, fault.Busy) && o.consents(ctx, s) {
 		return nil
 	}
 	if verdict != nil {
@@ -177,18 +178,44 @@ func (o *opener) survey(ctx context.Context) error {
 	return err
 }
 
-// consents asks the node of the highest promise whether it is at work. The
-// question comes after the promise was learnt: a "no" is about this promise and
-// all lower ones, since what that node opens later gets a higher ballot.
-func (o *opener) consents(ctx context.Context) bool {
+// consents asks the holders of the promises for whose sake members object
+// whether they are at work; true if a majority no longer objects then. Each
+// question comes after the promise was learnt: a "no" is about it and earlier
+// ones of that node, since what the node opens later has another ballot. It says
+// nothing of other nodes' promises, lower ones included: such a holder may well
+// be at work with a majority that the asked one never had.
+func (o *opener) consents(ctx context.Context, s *survey) bool {
 	ctx, cancel := context.WithTimeout(ctx, consentMax)
 	defer cancel()
-	q, err := queryNode(ctx, o.cfg.Transport, o.highest.Node, o.cfg.Group)
-	if err != nil || q.holding {
-		return false
+	for _, b := range o.objects {
+		if !o.over[b] {
+			q, err := queryNode(ctx, o.cfg.Transport, b.Node, o.cfg.Group)
+			o.over[b] = err == nil && !q.holding
+		}
 	}
-	o.over = o.highest
-	return true
+	return o.willing(s) > o.config.Voters()/2
+}
+
+// willing counts the voters that let this holder in.
+func (o *opener) willing(s *survey) int {
+	_, n := s.voters()
+	for _, b := range s.objections() {
+		if o.over[b] {
+			n++
+		}
+	}
+	return n
+}
+
+// blocker is the node for whose sake members object.
+func (o *opener) blocker(s *survey) ident.NodeID {
+	var top Ballot
+	for _, b := range s.objections() {
+		if !o.over[b] && top.Less(b) {
+			top = b
+		}
+	}
+	return top.Node
 }
 
 func busy(holder ident.NodeID) error {
@@ -203,9 +230,15 @@ func (o *opener) learn(ctx context.Context, b Ballot) (*paxos.Plan, []Entry, err
 	q := newAsking[prepareReply](ctx)
 	defer q.stop()
 	objections := make(map[Member]bool)
+	var blocker ident.NodeID
+	var late <-chan time.Time // the others do not make up for an objection
 	for {
 		for _, m := range opening.Ask() {
-			q.ask(m, func(ctx context.Context) (prepareReply, error) { return o.prepare(ctx, m, b) })
+			var over Ballot
+			if p := o.objects[m]; o.over[p] {
+				over = p
+			}
+			q.ask(m, func(ctx context.Context) (prepareReply, error) { return o.prepare(ctx, m, b, over) })
 		}
 		select {
 		case r := <-q.results:
@@ -218,10 +251,16 @@ func (o *opener) learn(ctx context.Context, b Ballot) (*paxos.Plan, []Entry, err
 				return nil, nil, errBehind
 			case r.value.status == paxos.Busy:
 				objections[r.from] = true
+				blocker = r.value.promised.Node
+				if late == nil {
+					late = time.After(surveyMax)
+				}
 				if 2*len(objections) >= o.config.Voters() {
 					return nil, nil, busy(r.value.promised.Node)
 				}
 			}
+		case <-late:
+			return nil, nil, busy(blocker)
 		case <-ctx.Done():
 			return nil, nil, ctx.Err()
 		}
@@ -250,8 +289,8 @@ func (o *opener) learn(ctx context.Context, b Ballot) (*paxos.Plan, []Entry, err
 
 // prepare asks one member to promise. A member without the group is asked again:
 // it may be installed meanwhile.
-func (o *opener) prepare(ctx context.Context, m Member, b Ballot) (prepareReply, error) {
-	call := prepareCall{group: o.cfg.Group, brick: m.Brick, ballot: b, force: o.cfg.Force, over: o.over}
+func (o *opener) prepare(ctx context.Context, m Member, b, over Ballot) (prepareReply, error) {
+	call := prepareCall{group: o.cfg.Group, brick: m.Brick, ballot: b, force: o.cfg.Force, over: over}
 	reply, err := o.cfg.Transport.Call(ctx, m.Node, typePrepare, appendPrepare(nil, &call))
 	if err != nil {
 		return prepareReply{}, err

@@ -27,8 +27,8 @@ type ProposerConfig struct {
 	// Force passes over the lease check: the previous holder consented, or a
 	// person said so.
 	Force bool
-	// Over passes over the lease check for promises up to this ballot: its
-	// holder consented. A higher one that was promised meanwhile still counts.
+	// Over passes over the lease check where this very ballot is promised: its
+	// holder consented. Any other promise still counts.
 	Over Ballot
 	// OnProgress is told the majority watermarks whenever one of them rises:
 	// every slot <= received survives the death of processes, every slot <= durable

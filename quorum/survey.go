@@ -94,6 +94,17 @@ func (s *survey) voters() (found, willing int) {
 	return found, willing
 }
 
+// objections are the promises of the voters that object to a new holder.
+func (s *survey) objections() map[Member]Ballot {
+	out := make(map[Member]Ballot)
+	for _, m := range s.config.Members {
+		if q, ok := s.answers[m.Node]; ok && m.Role != Learner && q.found && q.objects {
+			out[m] = q.promised
+		}
+	}
+	return out
+}
+
 // settled tells whether every node in question has answered or failed.
 func (s *survey) settled() bool {
 	known := func(n ident.NodeID) bool {

@@ -81,7 +81,7 @@ type prepareCall struct {
 	brick  ident.BrickID
 	ballot Ballot
 	force  bool   // pass over the lease check
-	over   Ballot // pass over it for promises up to this one; zero: for none
+	over   Ballot // pass over it if this is what is promised; zero: never
 }
 
 const prepareSize = 16 + 16 + 2*paxos.BallotSize + 1

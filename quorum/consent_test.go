@@ -1,0 +1,70 @@
+package quorum
+
+import (
+	"context"
+	"testing"
+
+	"github.com/gabion-storage/gabion/internal/fault"
+	"github.com/gabion-storage/gabion/internal/ident"
+)
+
+// stray leaves a promise at one node alone, as an opening does that got no further.
+func (n *testNode) stray(to *testNode, epoch uint64) Ballot {
+	n.p.t.Helper()
+	b := Ballot{Epoch: epoch, Node: n.id, Boot: n.boot}
+	m := prepareCall{group: testGroup, brick: to.brick, ballot: b, force: true}
+	if _, err := to.acc.onPrepare(context.Background(), n.id, appendPrepare(nil, &m)); err != nil {
+		n.p.t.Fatal(err)
+	}
+	return b
+}
+
+func livePool(t *testing.T) (*testPool, *testNode, *testNode, *testNode) {
+	p := newTestPool(t, 3)
+	p.create(3)
+	for _, n := range p.nodes {
+		n.mayLive = func(ident.NodeID) bool { return true }
+	}
+	return p, p.nodes[0], p.nodes[1], p.nodes[2]
+}
+
+// The consent of a node whose opening failed is not that of the holder, though
+// its ballot is the higher one.
+func TestConsentIsThatOfTheHolder(t *testing.T) {
+	_, a, b, c := livePool(t)
+	h := a.open()
+	h.put(t, "a")
+	over := c.stray(c, 9)
+	_, err := b.tryOpen(nil)
+	wantKind(t, err, fault.Busy)
+	_, err = b.tryOpen(func(cfg *ProposerConfig) { cfg.Over = over })
+	wantKind(t, err, fault.Busy)
+}
+
+// Nor is the consent of an earlier holder that of the one after it.
+func TestConsentEndsWithItsBallot(t *testing.T) {
+	_, a, b, c := livePool(t)
+	first := a.open()
+	first.put(t, "a")
+	first.Close()
+	second := b.open()
+	_, err := c.tryOpen(func(cfg *ProposerConfig) { cfg.Over = first.Ballot() })
+	wantKind(t, err, fault.Busy)
+	second.flush(t, second.put(t, "b"))
+}
+
+// A node whose own opening failed once can open when the holder is at work no
+// longer, though that node lives.
+func TestOwnFailedOpeningDoesNotHideTheHolder(t *testing.T) {
+	for _, at := range []int{0, 1} {
+		p, a, b, c := livePool(t)
+		h := a.open()
+		h.flush(t, h.put(t, "a"))
+		h.Close()
+		b.stray(p.nodes[at], 9)
+		if at == 1 {
+			c.crash(false, 0)
+		}
+		b.open().want(t, "a")
+	}
+}
