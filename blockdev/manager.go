@@ -156,6 +156,11 @@ func (m *Manager) Open(ctx context.Context, name, peer string) (target.Session, 
 			m.mu.Unlock()
 			continue
 		}
+		if a.vol.Err() != nil { // fenced, and not forgotten yet
+			delete(m.vols, d.ID)
+			m.mu.Unlock()
+			continue
+		}
 		a.sessions++
 		a.clients[peer]++
 		m.mu.Unlock()
