@@ -41,6 +41,9 @@ type BrickInfo struct {
 	ID       ident.BrickID `json:"id"`
 	Capacity int64         `json:"capacity"` // bytes
 	Weight   uint64        `json:"weight"`   // share of the pool's data; 0 takes none
+	// Leaving: set aside or being emptied. It keeps what it has until that is
+	// elsewhere and gets nothing new.
+	Leaving bool `json:"leaving,omitempty"`
 }
 
 // Node is what is known of one node of the pool. The first group of fields
@@ -51,6 +54,11 @@ type Node struct {
 	Addr   string            `json:"addr"` // host:port
 	Labels map[string]string `json:"labels,omitempty"`
 	Bricks []BrickInfo       `json:"bricks,omitempty"`
+	// Leaving: drained or evicted. Votes and data move away from it; it gets
+	// nothing new.
+	Leaving bool `json:"leaving,omitempty"`
+	// Witness: it votes and keeps no data.
+	Witness bool `json:"witness,omitempty"`
 
 	State     State         `json:"-"`
 	LastHeard time.Duration `json:"-"` // age of its last message; Never if none

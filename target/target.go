@@ -43,6 +43,37 @@ type Device interface {
 	Kick()
 }
 
+// StretchFlags say what is known of a stretch of a device.
+type StretchFlags uint32
+
+const (
+	// Hole: no space is kept for it. A hole reads as zeros.
+	Hole StretchFlags = 1 << iota
+	// Zero: it reads as zeros.
+	Zero
+	// Dirty: it may have changed since the snapshot that was asked about.
+	Dirty
+)
+
+// Stretch is a part of a device of which one thing is true.
+type Stretch struct {
+	Length int64 // bytes, a multiple of BlockSize, > 0
+	Flags  StretchFlags
+}
+
+// Mapper is a Device that can tell what it stores. A Session may implement it.
+type Mapper interface {
+	// Map appends to dst the stretches of [off, off+n) in order, neighbours with
+	// equal flags merged, at most limit of them: what is left out at the end is
+	// not described. At least one is appended. snapshot is "" for what is
+	// allocated (Hole, Zero), else the name of a snapshot, for what may have changed
+	// since (Dirty). It waits as ReadAt does and fails with the same kinds;
+	// NotFound: no such snapshot.
+	Map(ctx context.Context, off, n int64, snapshot string, limit int, dst []Stretch) ([]Stretch, error)
+	// Snapshots lists the names that Map takes, sorted.
+	Snapshots() []string
+}
+
 // Session is one client's use of a device. Closing it ends that use.
 type Session interface {
 	Device
