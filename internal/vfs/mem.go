@@ -14,8 +14,8 @@ import (
 
 // Mem is an FS in memory that keeps what is durable apart from what is merely
 // written, for bytes and for directory entries, so that a test can cut the
-// power at any moment. Faults are injected with SetCapacity, SetHook and
-// FlipBit. Safe for concurrent use.
+// power at any moment. Faults are injected with SetCapacity, SetHook, Inject,
+// Hang, FlipBit, Rot, Evict and SetTorn. Safe for concurrent use.
 //
 // What Crash may lose follows POSIX read by a pessimist: bytes that Sync did not
 // cover, in sectors of 512 bytes, in any combination; creations, removals and
@@ -30,8 +30,11 @@ type Mem struct {
 	used     int64            // bytes of allocated pages
 	off      bool             // power is off: this Mem is over
 	cold     bool             // TryReadAt finds nothing
+	torn     bool             // Crash may tear sectors
 	hook     Hook
-	coin     *rand.Rand // decides which writes the kernel wrote back by itself
+	faults   []*Fault      // replaced, never changed in place
+	gone     chan struct{} // closed when this Mem is over
+	coin     *rand.Rand    // decides which writes the kernel wrote back by itself
 }
 
 // Hook is asked before every operation with its name ("create", "open",
@@ -88,7 +91,7 @@ func NewMem() *Mem { return NewMemSeed(1) }
 // NewMemSeed is NewMem with a seed for what the kernel writes back by itself.
 func NewMemSeed(seed int64) *Mem {
 	return &Mem{now: newTree(), durable: newTree(), locks: map[string]*bool{},
-		coin: rand.New(rand.NewSource(seed))}
+		gone: make(chan struct{}), coin: rand.New(rand.NewSource(seed))}
 }
 
 // SetHook installs h (nil removes it).
@@ -147,13 +150,14 @@ func (m *Mem) FlipBit(name string, off int64) error {
 
 // Kill is the death of the process: the result holds everything, with what is
 // unsynced still unsynced, and no locks. m itself is over: every further use of
-// it or of its files fails.
+// it or of its files fails. Capacity and tearing are kept, the hook and the
+// injected faults are not.
 func (m *Mem) Kill() *Mem {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.off = true
+	m.end()
 	n := NewMem()
-	n.capacity, n.used, n.coin = m.capacity, m.used, m.coin
+	n.capacity, n.used, n.coin, n.torn = m.capacity, m.used, m.coin, m.torn
 	copies := map[*inode]*inode{}
 	copied := func(old *inode) *inode {
 		c := copies[old]
@@ -185,13 +189,13 @@ func (m *Mem) Kill() *Mem {
 
 // Crash is a power cut: the result is a disk as it could be found afterwards,
 // drawn with rng. m itself is over: every further use of it or of its files
-// fails. Capacity is kept, the hook is not.
+// fails. Capacity and tearing are kept, the hook and the injected faults are not.
 func (m *Mem) Crash(rng *rand.Rand) *Mem {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.off = true
+	m.end()
 	n := NewMem()
-	n.capacity, n.coin = m.capacity, rand.New(rand.NewSource(rng.Int63()))
+	n.capacity, n.torn, n.coin = m.capacity, m.torn, rand.New(rand.NewSource(rng.Int63()))
 	left := map[string]int{} // operations that reached the disk, for each directory
 	for _, op := range m.pending {
 		left[op.dir]++
@@ -211,12 +215,22 @@ func (m *Mem) Crash(rng *rand.Rand) *Mem {
 	}
 	for _, name := range sortedKeys(found.files) {
 		if found.dirs[path.Dir(name)] {
-			f := found.files[name].crash(rng)
+			f := found.files[name].crash(rng, m.torn)
 			n.now.files[name], n.durable.files[name] = f, f
 		}
 	}
 	n.recount()
 	return n
+}
+
+// end ends this Mem, and what hangs in it. m.mu is held.
+func (m *Mem) end() {
+	m.off = true
+	select {
+	case <-m.gone:
+	default:
+		close(m.gone)
+	}
 }
 
 func (m *Mem) recount() {
@@ -238,9 +252,16 @@ func sortedKeys[V any](m map[string]V) []string {
 
 var errPowerOff = errors.New("the power is off")
 
-// begin asks the hook and takes the lock. after is the error that the operation
-// must report once it is done; err ends it at once, without the lock.
+// begin asks the hook and the faults and takes the lock. after is the error that
+// the operation must report once it is done; err ends it at once, without the
+// lock.
 func (m *Mem) begin(op, name string) (after, err error) {
+	v, err := m.beginRange(op, name, 0, -1)
+	return v.after, err
+}
+
+// beginRange is begin for an operation on the bytes [off, off+n) of a file.
+func (m *Mem) beginRange(op, name string, off, n int64) (v verdict, err error) {
 	m.mu.Lock()
 	if h := m.hook; h != nil {
 		m.mu.Unlock()
@@ -248,17 +269,20 @@ func (m *Mem) begin(op, name string) (after, err error) {
 		var a Applied
 		switch {
 		case errors.As(err, &a):
-			after = a.Err
+			v.after = a.Err
 		case err != nil:
-			return nil, err
+			return v, err
 		}
 		m.mu.Lock()
 	}
-	if m.off {
-		m.mu.Unlock()
-		return nil, fault.New(fault.Unavailable, "vfs."+op, name, errPowerOff)
+	err = m.judge(&v, op, name, off, n)
+	if err == nil && m.off {
+		err = fault.New(fault.Unavailable, "vfs."+op, name, errPowerOff)
 	}
-	return after, nil
+	if err != nil {
+		m.mu.Unlock()
+	}
+	return v, err
 }
 
 // cleanName is checkName for Mem: the clean path, "." for the root.

@@ -50,11 +50,17 @@ func (n *inode) clone() *inode {
 }
 
 // crash draws the content after a power cut.
-func (n *inode) crash(rng *rand.Rand) *inode {
+func (n *inode) crash(rng *rand.Rand, torn bool) *inode {
 	c := n.clone()
-	for _, s := range sortedSectors(c.before) {
-		if rng.Intn(2) == 0 {
-			c.put(s, c.before[s])
+	for _, s := range sortedKeys64(c.before) {
+		switch old := c.before[s]; {
+		case torn && rng.Intn(4) == 0:
+			half := c.sector(s)
+			cut := rng.Intn(sectorSize)
+			copy(half[cut:], old[cut:])
+			c.put(s, half)
+		case rng.Intn(2) == 0:
+			c.put(s, old)
 		}
 	}
 	for s, old := range c.lost {
@@ -75,7 +81,7 @@ func (n *inode) crash(rng *rand.Rand) *inode {
 	return c
 }
 
-func sortedSectors(m map[int64]*sector) []int64 {
+func sortedKeys64[V any](m map[int64]V) []int64 {
 	keys := make([]int64, 0, len(m))
 	for k := range m {
 		keys = append(keys, k)
@@ -151,12 +157,17 @@ type memFile struct {
 }
 
 func (f *memFile) begin(op string) (after, err error) {
-	after, err = f.m.begin(op, f.name)
+	v, err := f.beginRange(op, 0, -1)
+	return v.after, err
+}
+
+func (f *memFile) beginRange(op string, off, n int64) (v verdict, err error) {
+	v, err = f.m.beginRange(op, f.name, off, n)
 	if err == nil && f.closed {
 		f.m.mu.Unlock()
 		err = fault.New(fault.Invalid, "vfs."+op, f.name, os.ErrClosed)
 	}
-	return after, err
+	return v, err
 }
 
 func (f *memFile) read(p []byte, off int64) int {
@@ -175,10 +186,11 @@ func (f *memFile) read(p []byte, off int64) int {
 }
 
 func (f *memFile) ReadAt(p []byte, off int64) (int, error) {
-	after, err := f.begin("read")
+	v, err := f.beginRange("read", off, int64(len(p)))
 	if err != nil {
 		return 0, err
 	}
+	after := v.after
 	defer f.m.mu.Unlock()
 	if off < 0 {
 		return 0, fault.Newf(fault.Invalid, "vfs.read", f.name, "offset %d", off)
@@ -191,25 +203,16 @@ func (f *memFile) ReadAt(p []byte, off int64) (int, error) {
 }
 
 func (f *memFile) TryReadAt(p []byte, off int64) bool {
-	after, err := f.begin("tryread")
+	v, err := f.beginRange("tryread", off, int64(len(p)))
 	if err != nil {
 		return false
 	}
 	defer f.m.mu.Unlock()
-	return after == nil && !f.m.cold && off >= 0 && f.read(p, off) == len(p)
+	return v.after == nil && !f.m.cold && off >= 0 && f.read(p, off) == len(p)
 }
 
 func (f *memFile) WriteAt(p []byte, off int64) (int, error) {
-	after, err := f.begin("write")
-	if err != nil {
-		return 0, err
-	}
-	defer f.m.mu.Unlock()
-	n, err := f.write(p, off)
-	if err == nil {
-		err = after
-	}
-	return n, err
+	return f.WritevAt([][]byte{p}, off)
 }
 
 // write writes as much of p as fits on the disk, as a kernel does.
@@ -240,20 +243,30 @@ func (f *memFile) write(p []byte, off int64) (int, error) {
 }
 
 func (f *memFile) WritevAt(bufs [][]byte, off int64) (int, error) {
-	after, err := f.begin("write")
+	want := int64(0)
+	for _, b := range bufs {
+		want += int64(len(b))
+	}
+	v, err := f.beginRange("write", off, want)
 	if err != nil {
 		return 0, err
 	}
 	defer f.m.mu.Unlock()
 	total := 0
 	for _, b := range bufs {
-		n, err := f.write(b, off+int64(total))
+		n, werr := f.write(b, off+int64(total))
 		total += n
-		if err != nil {
-			return total, err
+		if err = werr; err != nil {
+			break
 		}
 	}
-	return total, after
+	if v.lost {
+		f.loseWrite(&v, off, int64(total))
+	}
+	if err == nil {
+		err = v.after
+	}
+	return total, err
 }
 
 func (f *memFile) Sync() error {
@@ -283,7 +296,7 @@ func (f *memFile) failedSync() {
 }
 
 func (f *memFile) PunchHole(off, n int64) error {
-	after, err := f.begin("punch")
+	v, err := f.beginRange("punch", off, n)
 	if err != nil {
 		return err
 	}
@@ -305,7 +318,7 @@ func (f *memFile) PunchHole(off, n int64) error {
 		}
 		at = stop
 	}
-	return after
+	return v.after
 }
 
 func (f *memFile) Truncate(size int64) error {
