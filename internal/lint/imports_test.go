@@ -34,6 +34,7 @@ var allowed = []struct {
 	{"target", nil, ""},
 	{"target/nbd/proto", []string{"internal/fault"}, ""},
 	{"target/nbd", []string{"internal/fault", "internal/ident", "target", "target/nbd/proto"}, ""},
+	{"target/iscsi/scsi", []string{"internal/fault", "internal/ident", "target"}, ""},
 	{"blockdev/extentmap", []string{"internal/fault", "internal/ident"}, ""},
 	{"blockdev/tail", []string{"internal/fault", "internal/ident", "blockdev/extentmap"}, "the tail holds pointers of the map"},
 	{"blockdev", []string{"internal/fault", "internal/ident", "internal/link", "overlay", "dht/brick", "dht/extent", "dht", "quorum",
