@@ -4,13 +4,10 @@ import (
 	"context"
 	"time"
 
-	"github.com/gabion-storage/gabion/blockdev"
 	"github.com/gabion-storage/gabion/internal/control"
 	"github.com/gabion-storage/gabion/internal/fault"
 	"github.com/gabion-storage/gabion/internal/ident"
-	"github.com/gabion-storage/gabion/overlay"
 	"github.com/gabion-storage/gabion/pool"
-	"github.com/gabion-storage/gabion/quorum"
 )
 
 // tokenMax bounds the life of a join token.
@@ -59,9 +56,7 @@ func (n *Node) record(name string) (pool.Volume, error) {
 	return pool.Volume{}, fault.Newf(fault.NotFound, "volume", name, "no such volume; gabion volume list shows what there is")
 }
 
-// CreateVolume implements control.Daemon: the birth of the map block at its
-// first voters, then the record that makes it a volume. A birth whose record
-// fails leaves empty groups behind that nothing names, of some 200 bytes each.
+// CreateVolume implements control.Daemon.
 func (n *Node) CreateVolume(ctx context.Context, req control.CreateVolume) (*control.Volume, error) {
 	d := pool.Volume{
 		ID: ident.NewVolume(), Name: req.Name, Size: req.SizeBytes, BlockSize: req.BlockSize,
@@ -76,43 +71,10 @@ func (n *Node) CreateVolume(ctx context.Context, req control.CreateVolume) (*con
 	if d.WriteCache == "" {
 		d.WriteCache = "quorum"
 	}
-	d.Voters = n.firstVoters(d)
-	if len(d.Voters) == 0 {
-		return nil, fault.Newf(fault.Unavailable, "volume create", req.Name, "no node with a brick is in reach")
-	}
-	if err := n.Pool.Check(pool.CreateVolume(d)); err != nil {
-		return nil, err
-	}
-	cfg := quorum.Config{Version: 1, Members: d.Voters}
-	value := blockdev.Birth(d.Size)
-	for _, m := range d.Voters {
-		if err := quorum.CreateOn(ctx, n.mesh, m.Node, ident.MapBlock(d.ID), cfg, value); err != nil {
-			return nil, err
-		}
-	}
-	if err := n.Pool.Submit(ctx, pool.CreateVolume(d)); err != nil {
+	if err := n.Birth(ctx, d); err != nil {
 		return nil, err
 	}
 	return n.Volume(ctx, d.Name)
-}
-
-// firstVoters chooses the members of a new map block: this node if it has a
-// brick, then the live nodes that rank highest for the volume.
-func (n *Node) firstVoters(d pool.Volume) []quorum.Member {
-	var live []overlay.Node
-	for _, x := range n.View.Nodes() {
-		if x.State == overlay.Alive && len(x.Bricks) > 0 {
-			live = append(live, x)
-		}
-	}
-	var out []quorum.Member
-	for _, x := range blockdev.RankNodes(d.ID, n.Self, live) {
-		if len(out) == d.Replicas {
-			break
-		}
-		out = append(out, quorum.Member{Node: x.ID, Brick: x.Bricks[0].ID, Role: quorum.Voter})
-	}
-	return out
 }
 
 // ResizeVolume implements control.Daemon.
@@ -131,20 +93,13 @@ func (n *Node) ResizeVolume(ctx context.Context, name string, size int64) (*cont
 	return v, err
 }
 
-// DeleteVolume implements control.Daemon. This node must get the volume first:
-// only its holder knows for sure that nobody uses it.
+// DeleteVolume implements control.Daemon.
 func (n *Node) DeleteVolume(ctx context.Context, name string) error {
 	d, err := n.record(name)
 	if err != nil {
 		return err
 	}
-	if _, err := n.Manager.Attach(ctx, name, false); err != nil {
-		return err
-	}
-	if !n.Manager.Idle(d.ID) {
-		return fault.Newf(fault.Busy, "volume delete", name, "in use by %d client(s) on this node; disconnect them first", len(n.Manager.Clients(d.ID)))
-	}
-	return n.Pool.Submit(ctx, pool.DeleteVolume(d.ID))
+	return n.Remove(ctx, d)
 }
 
 // AttachVolume implements control.Daemon.
