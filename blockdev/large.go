@@ -102,6 +102,7 @@ func (v *Volume) logExtent(x packed, block uint64, ptrs []extentmap.Ptr) (slot u
 	if slot, err = v.log.Propose(quorum.EntryData, body); err != nil {
 		return 0, false, err
 	}
+	v.active.Entry(slot)
 	v.active.PutExtent(block, ptrs)
 	v.loose[x.number] = x
 	v.looseActive = append(v.looseActive, x.number)

@@ -12,6 +12,7 @@ import (
 // have. A test that still passes with one of them proves nothing.
 var mutations = []string{
 	"ack-before-received", // plain writes are answered at once
+	"dirty-read",          // reads show writes that can still be lost
 	"forget-tail",         // reconciliation takes extents that only the log names for garbage
 	"free-before-commit",  // dead extents are deleted before the checkpoint is chosen
 	"lease-ignored",       // reads are answered without a lease

@@ -57,7 +57,8 @@ func (v *Volume) mergePartial(p []byte, off int64) (slot uint64, full bool, err 
 			v.mu.RLock()
 			e.gen = v.mapGen
 			v.mu.RUnlock()
-			if err := v.readMap(v.ctx, e.data[:], b); err != nil {
+			// What is not settled yet comes before the merged write in the log.
+			if _, err := v.readMap(v.ctx, e.data[:], b); err != nil {
 				if gone := v.Err(); gone != nil {
 					err = gone
 				}

@@ -2,6 +2,7 @@ package blockdev
 
 import (
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/gabion-storage/gabion/internal/fault"
@@ -59,9 +60,11 @@ type pending struct {
 	mu       sync.Mutex
 	received uint64 // watermarks as last told by the proposer
 	durable  uint64
-	recv     waitQueue // plain writes: wait for received
-	dur      waitQueue // flushes and FUA writes: wait for durable
-	err      error
+	// settled is received, for readers that take no lock.
+	settled atomic.Uint64
+	recv    waitQueue // plain writes: wait for received
+	dur     waitQueue // flushes and FUA writes: wait for durable
+	err     error
 
 	scratch []waiter // of progress, whose calls come one at a time
 	marks   sync.Cond
@@ -77,6 +80,7 @@ func (p *pending) reset(rec *quorum.Recovered) {
 		last = rec.Entries[n-1].Slot
 	}
 	p.received, p.durable = max(p.received, last), max(p.durable, last)
+	p.settled.Store(p.received)
 }
 
 // add queues done until the watermark reaches slot, or calls it at once if it has.
@@ -105,6 +109,7 @@ func (p *pending) add(slot uint64, durable bool, done func(error)) {
 func (p *pending) progress(received, durable uint64) {
 	p.mu.Lock()
 	p.received, p.durable = max(p.received, received), max(p.durable, durable)
+	p.settled.Store(p.received)
 	out := p.recv.take(p.received, p.scratch[:0])
 	out = p.dur.take(p.durable, out)
 	if p.marks.L != nil {

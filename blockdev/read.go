@@ -199,9 +199,12 @@ func (v *Volume) tryRead(p []byte, first uint64) bool {
 		v.mu.RUnlock()
 		return false
 	}
-	missing := v.fromTails(p, first, ptrs)
+	missing, newest := v.fromTails(p, first, ptrs)
 	root := v.root
 	v.mu.RUnlock()
+	if !v.showable(newest) {
+		return false
+	}
 	if missing == 0 {
 		v.stats.ReadTail.Add(1)
 		return true
@@ -221,11 +224,14 @@ const (
 
 // fromTails copies what the tails have of [first, first+len(ptrs)) into p,
 // under mu, and marks each block done, to be read through a pointer, or to be
-// looked up. It returns the number of blocks not done.
-func (v *Volume) fromTails(p []byte, first uint64, ptrs []extentmap.Ptr) (missing int) {
+// looked up. It returns the number of blocks not done and the newest slot of
+// what it found.
+func (v *Volume) fromTails(p []byte, first uint64, ptrs []extentmap.Ptr) (missing int, newest uint64) {
 	for i := range ptrs {
 		b := p[i*BlockSize : (i+1)*BlockSize]
-		switch h := v.tailGet(first + uint64(i)); h.Kind {
+		h := v.tailGet(first + uint64(i))
+		newest = max(newest, h.Slot)
+		switch h.Kind {
 		case tail.Data:
 			copy(b, h.Data)
 			ptrs[i] = extentmap.Ptr{Ext: markDone}
@@ -240,7 +246,32 @@ func (v *Volume) fromTails(p []byte, first uint64, ptrs []extentmap.Ptr) (missin
 			missing++
 		}
 	}
-	return missing
+	return missing, newest
+}
+
+// showable reports whether what the log says up to slot may be shown to a
+// reader: a write that is still under way can be lost with its holder, and a
+// later read would then see what was there before it. With the write cache at
+// the writer, answered writes can be lost anyway.
+func (v *Volume) showable(slot uint64) bool {
+	return slot <= v.pend.settled.Load() || v.cfg.WriteCache == CacheWriter || mutated("dirty-read")
+}
+
+// waitShowable waits until showable.
+func (v *Volume) waitShowable(ctx context.Context, slot uint64) error {
+	if v.showable(slot) {
+		return nil
+	}
+	got := make(chan error, 1)
+	v.pend.add(slot, false, func(err error) { got <- err })
+	v.touch()
+	v.log.Kick()
+	select {
+	case err := <-got:
+		return err
+	case <-ctx.Done():
+		return fault.Newf(fault.Timeout, "volume.read", v.cfg.Name, "a majority of its members did not answer in time")
+	}
 }
 
 // lookup fills in the pointers marked as missing.
@@ -364,7 +395,10 @@ func (v *Volume) ReadAt(ctx context.Context, p []byte, off int64) error {
 	defer cancel()
 	stop := context.AfterFunc(v.ctx, cancel)
 	defer stop()
-	err := v.readAligned(ctx, p, off)
+	newest, err := v.readAligned(ctx, p, off)
+	if err == nil {
+		err = v.waitShowable(ctx, newest)
+	}
 	if err == nil {
 		err = v.waitLease(ctx)
 	}
@@ -375,30 +409,31 @@ func (v *Volume) ReadAt(ctx context.Context, p []byte, off int64) error {
 }
 
 // readAligned reads through a copy where the range does not begin and end on
-// 4 KiB boundaries.
-func (v *Volume) readAligned(ctx context.Context, p []byte, off int64) error {
+// 4 KiB boundaries. It returns as readMap.
+func (v *Volume) readAligned(ctx context.Context, p []byte, off int64) (uint64, error) {
 	if off%BlockSize == 0 && len(p)%BlockSize == 0 {
 		return v.readMap(ctx, p, uint64(off/BlockSize))
 	}
 	first := off / BlockSize * BlockSize
 	end := (off + int64(len(p)) + BlockSize - 1) / BlockSize * BlockSize
 	buf := make([]byte, end-first)
-	if err := v.readMap(ctx, buf, uint64(first/BlockSize)); err != nil {
-		return err
+	newest, err := v.readMap(ctx, buf, uint64(first/BlockSize))
+	if err == nil {
+		copy(p, buf[off-first:])
 	}
-	copy(p, buf[off-first:])
-	return nil
+	return newest, err
 }
 
 // readMap reads whole blocks, waiting for what is not in memory. A checkpoint
-// may free an extent between lookup and read; then it looks again.
-func (v *Volume) readMap(ctx context.Context, p []byte, first uint64) error {
+// may free an extent between lookup and read; then it looks again. It returns
+// the newest slot of what it read from the log.
+func (v *Volume) readMap(ctx context.Context, p []byte, first uint64) (newest uint64, err error) {
 	var buf [readSpanMax]extentmap.Ptr
 	for len(p) > 0 {
 		n := min(len(p)/BlockSize, readSpanMax)
 		ptrs := buf[:n]
 		v.mu.RLock()
-		v.fromTails(p[:n*BlockSize], first, ptrs)
+		_, slot := v.fromTails(p[:n*BlockSize], first, ptrs)
 		root, gen := v.root, v.mapGen
 		v.mu.RUnlock()
 		err := v.lookupErr(root, first, ptrs, waiting{v, ctx})
@@ -415,11 +450,12 @@ func (v *Volume) readMap(ctx context.Context, p []byte, first uint64) error {
 			if errors.Is(err, errStale) {
 				err = fault.Newf(fault.Corrupt, "volume.read", v.cfg.Name, "the map names an extent that its table does not have")
 			}
-			return err
+			return 0, err
 		}
+		newest = max(newest, slot)
 		p, first = p[n*BlockSize:], first+uint64(n)
 	}
-	return nil
+	return newest, nil
 }
 
 func (v *Volume) waitRun(ctx context.Context, r run, p []byte) error {

@@ -212,6 +212,7 @@ func (v *Volume) open(ctx context.Context, log Log, rec *quorum.Recovered) error
 		if e.Kind != quorum.EntryData {
 			continue
 		}
+		v.active.Entry(e.Slot)
 		if err := v.replay(e.Body); err != nil {
 			return err
 		}

@@ -93,6 +93,7 @@ func (v *Volume) appendWrite(p []byte, block uint64) (slot uint64, err error) {
 		if slot, err = v.log.Propose(quorum.EntryData, body); err != nil {
 			return 0, err
 		}
+		v.active.Entry(slot)
 		v.active.Put(block, body[entryHead:])
 		p, block = p[n:], block+uint64(n/BlockSize)
 	}
@@ -238,6 +239,7 @@ func (v *Volume) zeroBlocks(from, to uint64, fua bool, done func(error)) {
 	putEntryHead(body, opZero, from, to-from)
 	slot, err := v.log.Propose(quorum.EntryData, body)
 	if err == nil {
+		v.active.Entry(slot)
 		v.active.Zero(from, to)
 	}
 	full := v.tailFull()

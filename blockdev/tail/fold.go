@@ -39,7 +39,7 @@ func (t *Tail) Fold() *Fold {
 				continue
 			}
 			if t.zeros.n > 0 {
-				if gen, ok := t.zeros.genAt(at.key - 1); ok && at.gen < gen {
+				if z, ok := t.zeros.at(at.key - 1); ok && at.gen < z.gen {
 					continue
 				}
 			}

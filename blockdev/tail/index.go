@@ -7,6 +7,8 @@ type slot struct {
 	gen  uint32 // Tail.gen at the put: zero ranges of a later generation hide it
 	ptr  uint32 // 1 + place in Tail.ptrs; 0 for data
 	data *[blockSize]byte
+	// entry is the slot of the log entry it belongs to.
+	entry uint64
 }
 
 const (

@@ -191,7 +191,7 @@ func TestZeroSetKeepsItsShape(t *testing.T) {
 				to = from + 1 + rng.Uint64N(size-from)
 			}
 			to = min(to, size)
-			z.put(from, to, gen)
+			z.put(from, to, gen, uint64(gen))
 			for b := from; b < to; b++ {
 				gens[b] = gen
 			}
@@ -212,8 +212,8 @@ func TestZeroSetKeepsItsShape(t *testing.T) {
 			t.Fatalf("%d ranges, counted %d", n, z.n)
 		}
 		for b := range gens {
-			if got, ok := z.genAt(uint64(b)); got != gens[b] || ok != (gens[b] > 0) {
-				t.Fatalf("seed %d: block %d is of generation %d, not %d", seed, b, got, gens[b])
+			if got, ok := z.at(uint64(b)); got.gen != gens[b] || got.entry < uint64(gens[b]) || ok != (gens[b] > 0) {
+				t.Fatalf("seed %d: block %d is of generation %d and entry %d, not %d", seed, b, got.gen, got.entry, gens[b])
 			}
 		}
 	}

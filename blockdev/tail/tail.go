@@ -35,6 +35,9 @@ type Hit struct {
 	Kind Kind
 	Data []byte        // of Data: its 4096 bytes, shared and read-only until Release
 	Ptr  extentmap.Ptr // of Extent
+	// Slot of the log entry that said so, or of a later one that zeroed
+	// neighbours; 0 of Miss.
+	Slot uint64
 }
 
 // Tail indexes a run of log entries in their order: what was put last counts.
@@ -47,6 +50,7 @@ type Tail struct {
 	zeros zeroSet
 	gen   uint32 // grows with the first Zero after a put
 	put   bool   // something was put in this generation
+	entry uint64 // slot of the entry that is being put
 }
 
 // New makes an empty tail.
@@ -58,6 +62,10 @@ func New() *Tail { return &Tail{} }
 // nothing in steady state; larger ones are made.
 func (t *Tail) Alloc(n int) []byte { return t.arena.alloc(n) }
 
+// Entry begins the log entry of a slot: what is put or zeroed from now on, up to
+// the next call, belongs to it. Slots grow.
+func (t *Tail) Entry(slot uint64) { t.entry = slot }
+
 // Put says that the blocks from block on now hold data, whole blocks in memory
 // that came from Alloc. The tail keeps data; it must not change any more.
 func (t *Tail) Put(block uint64, data []byte) {
@@ -65,7 +73,7 @@ func (t *Tail) Put(block uint64, data []byte) {
 		panic(fmt.Sprintf("tail: %d bytes are not whole blocks", len(data)))
 	}
 	for len(data) > 0 {
-		*t.slot(block) = slot{key: block + 1, gen: t.gen, data: (*[blockSize]byte)(data)}
+		*t.slot(block) = slot{key: block + 1, gen: t.gen, entry: t.entry, data: (*[blockSize]byte)(data)}
 		data = data[blockSize:]
 		block++
 	}
@@ -80,7 +88,7 @@ func (t *Tail) PutExtent(block uint64, ptrs []extentmap.Ptr) {
 	}
 	for _, p := range ptrs {
 		t.ptrs = append(t.ptrs, p)
-		*t.slot(block) = slot{key: block + 1, gen: t.gen, ptr: uint32(len(t.ptrs))}
+		*t.slot(block) = slot{key: block + 1, gen: t.gen, entry: t.entry, ptr: uint32(len(t.ptrs))}
 		block++
 	}
 }
@@ -102,15 +110,15 @@ func (t *Tail) Zero(from, to uint64) {
 			panic("tail: too many zero ranges in one tail")
 		}
 	}
-	t.zeros.put(from, to, t.gen)
+	t.zeros.put(from, to, t.gen, t.entry)
 }
 
 // Get tells what the entries say of a block.
 func (t *Tail) Get(block uint64) Hit {
 	at := t.index.get(block)
 	if t.zeros.n > 0 {
-		if gen, ok := t.zeros.genAt(block); ok && (at == nil || at.gen < gen) {
-			return Hit{Kind: Zero}
+		if z, ok := t.zeros.at(block); ok && (at == nil || at.gen < z.gen) {
+			return Hit{Kind: Zero, Slot: z.entry}
 		}
 	}
 	if at == nil {
@@ -121,12 +129,12 @@ func (t *Tail) Get(block uint64) Hit {
 
 func (t *Tail) hit(at *slot) Hit {
 	if at.data != nil {
-		return Hit{Kind: Data, Data: at.data[:]}
+		return Hit{Kind: Data, Data: at.data[:], Slot: at.entry}
 	}
 	if p := t.ptrs[at.ptr-1]; !p.IsHole() {
-		return Hit{Kind: Extent, Ptr: p}
+		return Hit{Kind: Extent, Ptr: p, Slot: at.entry}
 	}
-	return Hit{Kind: Zero}
+	return Hit{Kind: Zero, Slot: at.entry}
 }
 
 // Bytes is the memory that Alloc took, with what is left over in chunks and

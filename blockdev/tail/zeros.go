@@ -6,6 +6,7 @@ import "slices"
 type zeroRange struct {
 	from, to uint64
 	gen      uint32
+	entry    uint64 // the newest log slot that zeroed a part of it
 }
 
 // runMax is how many ranges a run holds at most.
@@ -47,19 +48,19 @@ func (z *zeroSet) find(block uint64) (run, at int) {
 	return run, lo
 }
 
-// genAt is the generation of the range that holds block.
-func (z *zeroSet) genAt(block uint64) (gen uint32, ok bool) {
+// at is the range that holds block.
+func (z *zeroSet) at(block uint64) (zeroRange, bool) {
 	run, at := z.find(block)
 	if run == len(z.runs) || z.runs[run][at].from > block {
-		return 0, false
+		return zeroRange{}, false
 	}
-	return z.runs[run][at].gen, true
+	return z.runs[run][at], true
 }
 
 // put adds a range of the newest generation. It takes the place of what it
 // overlaps and joins what it touches of its own generation.
-func (z *zeroSet) put(from, to uint64, gen uint32) {
-	n := zeroRange{from, to, gen}
+func (z *zeroSet) put(from, to uint64, gen uint32, entry uint64) {
+	n := zeroRange{from, to, gen, entry}
 	if from > 0 {
 		z.join(&n, from-1)
 	}
@@ -75,10 +76,10 @@ func (z *zeroSet) put(from, to uint64, gen uint32) {
 			continue
 		}
 		if o.from < n.from {
-			z.insert(zeroRange{o.from, n.from, o.gen})
+			z.insert(zeroRange{o.from, n.from, o.gen, o.entry})
 		}
 		if o.to > n.to {
-			z.insert(zeroRange{n.to, o.to, o.gen})
+			z.insert(zeroRange{n.to, o.to, o.gen, o.entry})
 		}
 	}
 	z.insert(n)

@@ -2,10 +2,12 @@ package sim
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -118,7 +120,7 @@ func linear(t *testing.T, seed uint64, power bool) {
 	finish(t, ctx, c, h)
 	res := porcupine.CheckOperationsTimeout(register, h.ops, 20*time.Second)
 	if res != porcupine.Ok {
-		for _, line := range h.stale() {
+		for _, line := range append(h.stale(), h.illegal()...) {
 			t.Log(line)
 		}
 		t.Fatalf("history of %d operations: %v", len(h.ops), res)
@@ -160,6 +162,21 @@ func (h *history) stale() (out []string) {
 		}
 	}
 	return out[:min(len(out), 20)]
+}
+
+// illegal tells the whole history of the blocks that no disk could have had.
+func (h *history) illegal() (out []string) {
+	for b, part := range register.Partition(h.ops) {
+		if porcupine.CheckOperationsTimeout(register, part, 5*time.Second) == porcupine.Ok {
+			continue
+		}
+		slices.SortFunc(part, func(a, b porcupine.Operation) int { return cmp.Compare(a.Call, b.Call) })
+		for _, o := range part {
+			out = append(out, fmt.Sprintf("block %d: [%d,%d] us %s at %s", b, o.Call/1000, o.Return/1000,
+				register.DescribeOperation(o.Input, o.Output), o.Input.(op).node))
+		}
+	}
+	return out
 }
 
 func pause(ctx context.Context, d time.Duration) {
@@ -255,7 +272,7 @@ func connect(ctx context.Context, c *Cluster, rng *rand.Rand, id int) (target.Se
 func act(ctx context.Context, s target.Session, h *history, id int, node string, rng *rand.Rand, fua bool) bool {
 	block := rng.IntN(linBlocks)
 	if rng.IntN(2) == 0 {
-		return read(ctx, s, h, id, node, block)
+		return read(ctx, s, h, id, node, block, fua)
 	}
 	v := h.next()
 	p := bytes.Repeat(binary.LittleEndian.AppendUint64(nil, v), 512)
@@ -276,11 +293,21 @@ func act(ctx context.Context, s target.Session, h *history, id int, node string,
 	return err == nil
 }
 
-func read(ctx context.Context, s target.Session, h *history, id int, node string, block int) bool {
+// read reads a block and records what it saw. Where power cuts come it flushes
+// before it believes its eyes: what was seen but not flushed may go.
+func read(ctx context.Context, s target.Session, h *history, id int, node string, block int, flush bool) bool {
 	p := make([]byte, 4096)
 	call := h.now()
 	if !s.TryReadAt(p, int64(block)*4096) {
 		if err := s.ReadAt(ctx, p, int64(block)*4096); err != nil {
+			return false
+		}
+	}
+	if flush {
+		got := make(chan error, 1)
+		s.Flush(func(err error) { got <- err })
+		s.Kick()
+		if <-got != nil {
 			return false
 		}
 	}
@@ -308,7 +335,7 @@ func finish(t *testing.T, ctx context.Context, c *Cluster, h *history) {
 			}
 			ok := true
 			for b := range linBlocks {
-				ok = ok && read(ctx, s, h, linClients, "finish", b)
+				ok = ok && read(ctx, s, h, linClients, "finish", b, false)
 			}
 			s.Close()
 			if ok {
