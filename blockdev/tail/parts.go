@@ -29,7 +29,7 @@ func (t *Tail) BlocksIn(shard int, from, to uint64, out []Part) []Part {
 		}
 		block := at.key - 1
 		if t.zeros.n > 0 {
-			if gen, ok := t.zeros.genAt(block); ok && at.gen < gen {
+			if z, ok := t.zeros.at(block); ok && at.gen < z.gen {
 				continue
 			}
 		}
