@@ -74,6 +74,7 @@ type attached struct {
 	err      error
 	sessions int
 	clients  map[string]int
+	named    map[*session]struct{} // those of the sessions whose clients said who they are
 	// keep is until when a volume that was taken over by a person's word stays
 	// even without clients: the old holder's clients reconnect at once.
 	keep time.Time
@@ -135,6 +136,7 @@ type session struct {
 	*Volume
 	once  sync.Once
 	close func()
+	known *known // nil unless the client said who it is
 }
 
 // Close implements target.Session.
@@ -147,7 +149,7 @@ func (m *Manager) Open(ctx context.Context, name, peer string) (target.Session, 
 		return nil, nil, err
 	}
 	for {
-		a, err := m.attached(ctx, d, false)
+		a, err := m.attached(ctx, d, claim{})
 		if err != nil {
 			return nil, nil, err
 		}
@@ -183,7 +185,7 @@ func (m *Manager) Attach(ctx context.Context, name string, takeover bool) (*Volu
 	if err != nil {
 		return nil, err
 	}
-	a, err := m.attached(ctx, d, takeover)
+	a, err := m.attached(ctx, d, claim{takeover: takeover})
 	if err != nil {
 		return nil, err
 	}
@@ -192,7 +194,7 @@ func (m *Manager) Attach(ctx context.Context, name string, takeover bool) (*Volu
 
 // attached finds or makes the attachment of d; one caller does the work, the
 // others wait for it.
-func (m *Manager) attached(ctx context.Context, d pool.Volume, takeover bool) (*attached, error) {
+func (m *Manager) attached(ctx context.Context, d pool.Volume, by claim) (*attached, error) {
 	m.mu.Lock()
 	a := m.vols[d.ID]
 	if m.closed {
@@ -200,11 +202,11 @@ func (m *Manager) attached(ctx context.Context, d pool.Volume, takeover bool) (*
 		return nil, fault.Newf(fault.Unavailable, "volume attach", d.Name, "this node is shutting down")
 	}
 	if a == nil {
-		a = &attached{ready: make(chan struct{}), clients: map[string]int{}}
+		a = &attached{ready: make(chan struct{}), clients: map[string]int{}, named: map[*session]struct{}{}}
 		m.vols[d.ID] = a
 		m.mu.Unlock()
 		// The attach is not the first caller's alone: it goes on if he leaves.
-		go m.attach(context.WithoutCancel(ctx), d, a, takeover)
+		go m.attach(context.WithoutCancel(ctx), d, a, by)
 	} else {
 		m.mu.Unlock()
 	}
@@ -216,11 +218,11 @@ func (m *Manager) attached(ctx context.Context, d pool.Volume, takeover bool) (*
 	}
 }
 
-func (m *Manager) attach(ctx context.Context, d pool.Volume, a *attached, takeover bool) {
+func (m *Manager) attach(ctx context.Context, d pool.Volume, a *attached, by claim) {
 	ctx, cancel := context.WithTimeout(ctx, attachMax)
 	defer cancel()
 	began := time.Now()
-	vol, err := m.tryAttach(ctx, d, takeover)
+	vol, err := m.tryAttach(ctx, d, by)
 	m.mu.Lock()
 	orphan := err == nil && (m.closed || m.vols[d.ID] != a) // detached meanwhile
 	if orphan {
@@ -230,7 +232,7 @@ func (m *Manager) attach(ctx context.Context, d pool.Volume, a *attached, takeov
 	switch {
 	case err == nil:
 		a.vol = vol
-		if takeover {
+		if by.takeover {
 			a.keep = time.Now().Add(takeoverKeep)
 		}
 	case m.vols[d.ID] == a:
@@ -261,9 +263,9 @@ func (m *Manager) watch(d pool.Volume, a *attached) {
 }
 
 // tryAttach repeats until it has the volume, the holder refuses, or ctx ends.
-func (m *Manager) tryAttach(ctx context.Context, d pool.Volume, takeover bool) (*Volume, error) {
+func (m *Manager) tryAttach(ctx context.Context, d pool.Volume, by claim) (*Volume, error) {
 	for {
-		vol, err := m.attachOnce(ctx, d, takeover)
+		vol, err := m.attachOnce(ctx, d, by)
 		if err == nil {
 			return vol, nil
 		}
@@ -281,7 +283,7 @@ func (m *Manager) tryAttach(ctx context.Context, d pool.Volume, takeover bool) (
 	}
 }
 
-func (m *Manager) attachOnce(ctx context.Context, d pool.Volume, takeover bool) (*Volume, error) {
+func (m *Manager) attachOnce(ctx context.Context, d pool.Volume, by claim) (*Volume, error) {
 	seeds := m.seeds(d)
 	group := ident.MapBlock(d.ID)
 	ballot, _, err := quorum.Holder(ctx, m.cfg.Transport, seeds, group)
@@ -290,7 +292,7 @@ func (m *Manager) attachOnce(ctx context.Context, d pool.Volume, takeover bool) 
 	}
 	var over quorum.Ballot
 	if !ballot.IsZero() && ballot.Node != m.cfg.Self {
-		released, err := m.askRelease(ctx, d, ballot.Node, takeover)
+		released, err := m.askRelease(ctx, d, ballot.Node, by)
 		if err != nil {
 			return nil, err
 		}
@@ -306,7 +308,7 @@ func (m *Manager) attachOnce(ctx context.Context, d pool.Volume, takeover bool) 
 	})
 	if err != nil {
 		v.cancel()
-		return nil, m.askBlocker(ctx, d, ballot.Node, takeover, err)
+		return nil, m.askBlocker(ctx, d, ballot.Node, by, err)
 	}
 	var alive []ident.NodeID
 	for _, n := range m.cfg.View.Nodes() {
@@ -363,6 +365,10 @@ func (m *Manager) seeds(d pool.Volume) []ident.NodeID {
 type releaseRequest struct {
 	Volume   ident.VolumeID `json:"volume"`
 	Takeover bool           `json:"takeover"`
+	// Client and Session tell for whom: a holder lets go of a volume that only
+	// earlier sessions of that client use.
+	Client  []byte `json:"client,omitempty"`
+	Session uint64 `json:"session,omitempty"`
 }
 
 type releaseAnswer struct {
@@ -394,7 +400,7 @@ func isHolderRefusal(err error) bool {
 // askBlocker asks the node for whose sake members refused to let go, if that is
 // not the one that was asked already: the highest ballot may be a failed
 // opener's. It returns what the attach failed with.
-func (m *Manager) askBlocker(ctx context.Context, d pool.Volume, asked ident.NodeID, takeover bool, err error) error {
+func (m *Manager) askBlocker(ctx context.Context, d pool.Volume, asked ident.NodeID, by claim, err error) error {
 	var f *fault.Error
 	if !fault.Is(err, fault.Busy) || !errors.As(err, &f) {
 		return err
@@ -403,7 +409,7 @@ func (m *Manager) askBlocker(ctx context.Context, d pool.Volume, asked ident.Nod
 	if blocker.UnmarshalText([]byte(f.Subject)) != nil || blocker == asked || blocker == m.cfg.Self {
 		return err
 	}
-	if _, refused := m.askRelease(ctx, d, blocker, takeover); refused != nil {
+	if _, refused := m.askRelease(ctx, d, blocker, by); refused != nil {
 		return refused
 	}
 	return err // the next try finds the members willing
@@ -412,7 +418,7 @@ func (m *Manager) askBlocker(ctx context.Context, d pool.Volume, asked ident.Nod
 // askRelease asks the holder to let go. It reports true if it consented: then
 // acceptors need not wait for its lease. A holder that does not answer gives
 // false and no error.
-func (m *Manager) askRelease(ctx context.Context, d pool.Volume, holder ident.NodeID, takeover bool) (bool, error) {
+func (m *Manager) askRelease(ctx context.Context, d pool.Volume, holder ident.NodeID, by claim) (bool, error) {
 	name := holder.Short()
 	if n, ok := m.cfg.View.Node(holder); ok && n.Name != "" {
 		name = n.Name
@@ -422,7 +428,7 @@ func (m *Manager) askRelease(ctx context.Context, d pool.Volume, holder ident.No
 	}
 	ctx, cancel := context.WithTimeout(ctx, releaseMax)
 	defer cancel()
-	req, _ := json.Marshal(releaseRequest{Volume: d.ID, Takeover: takeover})
+	req, _ := json.Marshal(releaseRequest{Volume: d.ID, Takeover: by.takeover, Client: by.client.ID[:], Session: by.client.Session})
 	raw, err := m.cfg.Transport.Call(ctx, holder, TypeRelease, req)
 	if err != nil {
 		m.cfg.Log.Info("holder does not answer", "volume", d.Name, "holder", name, "error", err)
@@ -461,7 +467,7 @@ func (m *Manager) handleRelease(_ context.Context, from ident.NodeID, body []byt
 		m.mu.Unlock()
 		return json.Marshal(releaseAnswer{Attaching: true})
 	}
-	if a.vol != nil && !req.Takeover && (a.sessions > 0 || time.Now().Before(a.keep)) {
+	if a.vol != nil && !req.Takeover && !a.onlyOf(req) && (a.sessions > 0 || time.Now().Before(a.keep)) {
 		n := a.sessions
 		m.mu.Unlock()
 		return json.Marshal(releaseAnswer{Clients: n, Kept: n == 0})

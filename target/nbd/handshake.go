@@ -33,6 +33,7 @@ type handshake struct {
 	out   []byte // replies not written yet
 	flags proto.ClientFlags
 	until time.Time
+	who   *target.Client // nil for a client that did not say
 	done  *negotiated
 }
 
@@ -48,6 +49,7 @@ var options = map[proto.Option]func(h *handshake, o proto.Option, data []byte) e
 	proto.OptList:       (*handshake).list,
 	proto.OptInfo:       (*handshake).info,
 	proto.OptGo:         (*handshake).info,
+	proto.OptSession:    (*handshake).session,
 }
 
 // negotiate runs the handshake to its end.
@@ -206,7 +208,7 @@ func (h *handshake) exportName(_ proto.Option, data []byte) error {
 // begin opens a session and takes from it what e says of size and access: they
 // may differ from what the catalog knew.
 func (h *handshake) begin(ctx context.Context, name string, e *target.Export) error {
-	s, gone, err := h.srv.cfg.Exports.Open(ctx, name, h.peer)
+	s, gone, err := h.open(ctx, name)
 	if err != nil {
 		return err
 	}

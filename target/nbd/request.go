@@ -66,6 +66,9 @@ func (c *conn) finish(q *request) {
 		f(q.cmd.String(), q.n, time.Since(q.start), q.err)
 	}
 	e := proto.ErrnoOf(q.err)
+	if q.err != nil && c.over() {
+		e = proto.ESHUTDOWN // whatever else it says: the client may have it done elsewhere
+	}
 	if q.err != nil {
 		c.log.Debug("command failed", "cmd", q.cmd.String(), "offset_bytes", q.off,
 			"length_bytes", q.n, "error", q.err)

@@ -1,0 +1,137 @@
+package blockdev
+
+import (
+	"context"
+
+	"github.com/gabion-storage/gabion/internal/fault"
+	"github.com/gabion-storage/gabion/target"
+)
+
+// claim says for whom and with what right a volume is attached.
+type claim struct {
+	// takeover takes it from a holder that others use.
+	takeover bool
+	// client is who asks; the zero Client is nobody that is known.
+	client target.Client
+}
+
+// known is what a session of a named client has beside its volume.
+type known struct {
+	client target.Client
+	ended  chan struct{} // closed to end the session from here; guarded by Manager.mu
+	told   bool          // ended is closed
+	closed chan struct{} // closed when the client's server is done with the session
+}
+
+// Resume implements target.Resumer. A session is over for the protocol server
+// only when the volume has completed whatever it had been given, so waiting for
+// the earlier sessions' Close is waiting for the last of their operations.
+// Those that another node holds end with its attachment: its ballot is fenced.
+func (m *Manager) Resume(ctx context.Context, name, peer string, c target.Client) (target.Session, <-chan struct{}, error) {
+	d, err := m.find(name)
+	if err != nil {
+		return nil, nil, err
+	}
+	for {
+		a, err := m.attached(ctx, d, claim{takeover: c.Force, client: c})
+		if err != nil {
+			return nil, nil, err
+		}
+		m.mu.Lock()
+		if m.vols[d.ID] != a { // detached between the two looks
+			m.mu.Unlock()
+			continue
+		}
+		if a.vol.Err() != nil { // fenced, and not forgotten yet
+			delete(m.vols, d.ID)
+			m.mu.Unlock()
+			continue
+		}
+		rivals, err := a.rivals(name, c)
+		if err != nil {
+			m.mu.Unlock()
+			return nil, nil, err
+		}
+		if len(rivals) == 0 {
+			s, gone := m.enter(a, peer, c)
+			m.mu.Unlock()
+			return s, gone, nil
+		}
+		for _, r := range rivals {
+			if !r.known.told {
+				r.known.told = true
+				close(r.known.ended)
+			}
+		}
+		m.mu.Unlock()
+		for _, r := range rivals {
+			select {
+			case <-r.known.closed:
+			case <-ctx.Done():
+				return nil, nil, fault.Newf(fault.Timeout, "volume attach", name, "operations of an earlier session are still under way")
+			}
+		}
+	}
+}
+
+// rivals lists the sessions that must end before c may have one, under
+// Manager.mu; an error when it is c that must not.
+func (a *attached) rivals(name string, c target.Client) (out []*session, err error) {
+	for s := range a.named {
+		o := s.known.client
+		switch {
+		case o.ID == c.ID && o.Session > c.Session:
+			return nil, fault.Newf(fault.Fenced, "volume attach", name, "the same client has a later session")
+		case o.ID == c.ID && o.Session == c.Session:
+		case o.ID == c.ID, c.Force:
+			out = append(out, s)
+		default:
+			return nil, fault.Newf(fault.Busy, "volume attach", name,
+				"another client has it attached; detach it there, or take it over with: gabion attach %s --takeover", name)
+		}
+	}
+	return out, nil
+}
+
+// enter registers a session of a named client, under Manager.mu.
+func (m *Manager) enter(a *attached, peer string, c target.Client) (*session, <-chan struct{}) {
+	s := &session{Volume: a.vol, known: &known{client: c, ended: make(chan struct{}), closed: make(chan struct{})}}
+	a.sessions++
+	a.clients[peer]++
+	a.named[s] = struct{}{}
+	s.close = func() {
+		m.mu.Lock()
+		a.sessions--
+		if a.clients[peer]--; a.clients[peer] <= 0 {
+			delete(a.clients, peer)
+		}
+		delete(a.named, s)
+		m.mu.Unlock()
+		close(s.known.closed)
+	}
+	gone := make(chan struct{})
+	go func() {
+		select {
+		case <-a.vol.Gone():
+			close(gone)
+		case <-s.known.ended:
+			close(gone)
+		case <-s.known.closed:
+		}
+	}()
+	return s, gone
+}
+
+// onlyOf tells whether nobody but earlier sessions of the asking client uses
+// the volume, under Manager.mu.
+func (a *attached) onlyOf(req releaseRequest) bool {
+	if len(req.Client) != len(target.Client{}.ID) || a.sessions == 0 || a.sessions != len(a.named) {
+		return false
+	}
+	for s := range a.named {
+		if s.known.client.ID != [16]byte(req.Client) || s.known.client.Session >= req.Session {
+			return false
+		}
+	}
+	return true
+}
