@@ -2,6 +2,7 @@ package blockdev
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -137,7 +138,15 @@ func (v *Volume) checkpoint(ctx context.Context) error {
 	if err := v.pend.waitDurable(ctx, upTo); err != nil {
 		return err
 	}
-	f := v.newFold(frozen)
+	err := v.fold(ctx, v.newFold(frozen, upTo))
+	if fault.Is(err, fault.NoSpace) {
+		err = v.foldInParts(ctx, frozen, upTo, err)
+	}
+	return err
+}
+
+// fold folds what f says and takes the checkpoint.
+func (v *Volume) fold(ctx context.Context, f *fold) error {
 	st, err := f.run(ctx)
 	if err != nil {
 		f.abandon()
@@ -146,7 +155,7 @@ func (v *Volume) checkpoint(ctx context.Context) error {
 	if mutated("free-before-commit") {
 		v.deleteDead(ctx, f.deadAddrs())
 	}
-	slot, err := v.log.Checkpoint(upTo, st.Encode())
+	slot, err := v.log.Checkpoint(f.to, st.Encode())
 	if err != nil {
 		f.abandon()
 		return err
@@ -175,11 +184,14 @@ func (f *fold) install(st *extentmap.State) []ident.Addr {
 	if !mutated("stale-map") {
 		v.mapGen++
 	}
-	v.frozen = nil
+	v.foldFrom = f.to + 1
 	for _, n := range f.fromTail {
 		delete(v.loose, n)
 	}
-	v.looseFrozen = nil
+	v.looseFrozen = slices.DeleteFunc(v.looseFrozen, func(n uint64) bool { return slices.Contains(f.fromTail, n) })
+	if f.to >= v.frozenTo {
+		v.frozen = nil
+	}
 	for _, n := range f.numbers {
 		delete(v.inflight, n)
 	}

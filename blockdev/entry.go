@@ -56,7 +56,9 @@ type packed struct {
 	epoch  uint64
 	blocks uint16
 	bytes  uint32
-	missed []overlay.BrickRef // holders that did not take it; not part of the entry
+	// Not part of the entry: its slot, and the holders that did not take it.
+	slot   uint64
+	missed []overlay.BrickRef
 }
 
 func putEntryHead(b []byte, op byte, block, count uint64) {

@@ -3,6 +3,7 @@ package blockdev
 import (
 	"cmp"
 	"context"
+	"math"
 	"slices"
 
 	"github.com/gabion-storage/gabion/blockdev/extentmap"
@@ -17,6 +18,8 @@ import (
 const (
 	storedPerLivePermille = 1500
 	sparsePermille        = 850
+	reliefPermille        = 700 // in place of sparsePermille while bricks are full
+	reliefMoveMax         = 110 // blocks moved then by one checkpoint
 	compactMax            = 512
 	tableDeltasMax        = 64
 )
@@ -26,6 +29,8 @@ const (
 type fold struct {
 	v        *Volume
 	tail     *tail.Tail
+	from, to uint64            // the slots to fold: from <= slot <= to
+	early    []extentmap.Range // replaced by later entries, which are chosen
 	root     extentmap.Root
 	refs     []extentmap.TableRef
 	tx       *extentmap.Tx
@@ -33,13 +38,14 @@ type fold struct {
 	fromTail []uint64     // extents of large writes that this tail names
 	numbers  []uint64     // extent numbers drawn
 	oldRefs  []ident.Addr // table extents replaced by a new snapshot
+	lean     bool         // move nothing out of sparse extents
+	partial  bool         // part of the tail, to get room for the rest
 }
 
-func (v *Volume) newFold(t *tail.Tail) *fold {
+func (v *Volume) newFold(t *tail.Tail, to uint64) *fold {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
-	f := &fold{v: v, tail: t, root: v.root, refs: v.tableRefs, tx: v.table.Begin()}
-	return f
+	return &fold{v: v, tail: t, from: v.foldFrom, to: to, root: v.root, refs: v.tableRefs, tx: v.table.Begin()}
 }
 
 // number draws the next extent number; its fate is open until install or abandon.
@@ -108,6 +114,9 @@ func (f *fold) run(ctx context.Context) (*extentmap.State, error) {
 	if err := f.tx.Err(); err != nil {
 		return nil, err
 	}
+	if err := f.worthwhile(); err != nil {
+		return nil, err
+	}
 	refs, err := f.writeTable(ctx)
 	if err != nil {
 		return nil, err
@@ -122,10 +131,14 @@ func (f *fold) run(ctx context.Context) (*extentmap.State, error) {
 // packTail packs the live blocks of the tail in order of their place, so that
 // neighbours lie together, and returns what changes in the map.
 func (f *fold) packTail() ([]extentmap.Range, []extentmap.Change, error) {
-	work := f.tail.Fold()
+	work := f.tail.Fold(f.from)
+	zeros := union(work.Zeros, f.early)
 	changes := make([]extentmap.Change, 0, work.Len())
 	refs := map[uint64]uint16{}
 	err := work.Each(func(block uint64, h tail.Hit) (err error) {
+		if h.Slot > f.to || within(f.early, block) {
+			return nil
+		}
 		at := h.Ptr
 		switch h.Kind {
 		case tail.Data:
@@ -146,10 +159,13 @@ func (f *fold) packTail() ([]extentmap.Range, []extentmap.Change, error) {
 	defer f.v.mu.RUnlock()
 	for _, n := range f.v.looseFrozen {
 		x := f.v.loose[n]
+		if x.slot > f.to {
+			continue
+		}
 		f.fromTail = append(f.fromTail, n)
 		f.tx.Add(extentmap.Extent{Number: n, Addr: x.addr, Blocks: x.blocks, Live: refs[n], Bytes: x.bytes})
 	}
-	return work.Zeros, changes, nil
+	return zeros, changes, nil
 }
 
 // compact moves the live blocks out of sparse extents while more than the
@@ -160,7 +176,12 @@ func (f *fold) compact(ctx context.Context, zeros []extentmap.Range, changes []e
 	// What this checkpoint adds counts too: as a rule it replaces as much, and
 	// so leaves as many dead blocks behind.
 	excess := blocks + int64(len(changes)) - live*storedPerLivePermille/1000
-	if excess <= 0 {
+	sparse, most := int64(sparsePermille), int64(math.MaxInt64) // blocks to move
+	if f.partial {
+		// Room is what is wanted, and there is hardly any to move blocks to.
+		sparse, most, excess = reliefPermille, reliefMoveMax, math.MaxInt64
+	}
+	if excess <= 0 || f.lean {
 		return nil, changes, nil
 	}
 	taken := make(map[uint64]bool, len(changes))
@@ -169,9 +190,13 @@ func (f *fold) compact(ctx context.Context, zeros []extentmap.Range, changes []e
 	}
 	var moved []extentmap.Owner
 	var extra []extentmap.Change
-	for _, x := range v.table.Sparse(compactMax, sparsePermille) {
+	for _, x := range v.table.Sparse(compactMax, int(sparse)) {
 		if excess <= 0 {
 			break
+		}
+		if most -= int64(x.Live); most < 0 {
+			most += int64(x.Live)
+			continue
 		}
 		excess -= int64(x.Blocks - x.Live)
 		raw, err := v.cfg.Extents.Get(ctx, x.Addr)

@@ -104,6 +104,7 @@ func (v *Volume) logExtent(x packed, block uint64, ptrs []extentmap.Ptr) (slot u
 	}
 	v.active.Entry(slot)
 	v.active.PutExtent(block, ptrs)
+	x.slot = slot
 	v.loose[x.number] = x
 	v.looseActive = append(v.looseActive, x.number)
 	v.looseBytes += int64(x.bytes)

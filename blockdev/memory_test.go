@@ -171,6 +171,26 @@ type memExtents struct {
 	at   map[ident.Addr]brick.Ref
 	data map[ident.Addr][]byte
 	fail func(op string) error
+	// room is the space in bytes, 0 for no end of it; small extents may go
+	// memReserve beyond it, as on a brick.
+	room int64
+}
+
+const memReserve = 2 << 20
+
+// fits is called under mu.
+func (m *memExtents) fits(size int64) bool {
+	used, room := size, m.room
+	for _, r := range m.at {
+		used += r.Size
+	}
+	switch {
+	case size <= 320<<10:
+		room += memReserve * 3 / 2
+	case size <= 768<<10:
+		room += memReserve
+	}
+	return m.room == 0 || used <= room
 }
 
 func newMemExtents() *memExtents {
@@ -190,6 +210,9 @@ func (m *memExtents) Put(_ context.Context, _ ident.VolumeID, epoch uint64, _ in
 	for _, x := range xs {
 		if extent.Address(x.Data) != x.Addr {
 			return dht.PutResult{}, fault.Newf(fault.Corrupt, "put", "", "bytes do not match the address")
+		}
+		if !m.fits(int64(len(x.Data))) {
+			return dht.PutResult{}, fault.Newf(fault.NoSpace, "put", "", "no room for %d bytes", len(x.Data))
 		}
 		m.data[x.Addr] = slices.Clone(x.Data)
 		m.at[x.Addr] = brick.Ref{Addr: x.Addr, Number: x.Number, Epoch: epoch, Size: int64(len(x.Data))}

@@ -17,6 +17,7 @@ var mutations = []string{
 	"free-before-commit",  // dead extents are deleted before the checkpoint is chosen
 	"lease-ignored",       // reads are answered without a lease
 	"lose-zero",           // zeroing is not applied on replay
+	"no-relief",           // a tail that does not fit is not folded in parts
 	"reuse-extent-number", // numbers of replayed extents are drawn again
 	"skip-crc",            // wrong checksums are accepted
 	"stale-map",           // readers are not told that the map changed

@@ -22,13 +22,14 @@ const readSpanMax = 256
 // tailGet looks block up in the active tail, then in the frozen one. The
 // caller holds mu or reads under it.
 func (v *Volume) tailGet(block uint64) tail.Hit {
-	if h := v.active.Get(block); h.Kind != tail.Miss {
-		return h
+	h := v.active.Get(block)
+	if h.Kind == tail.Miss && v.frozen != nil {
+		h = v.frozen.Get(block)
 	}
-	if v.frozen != nil {
-		return v.frozen.Get(block)
+	if h.Slot < v.foldFrom {
+		return tail.Hit{} // the map has it, perhaps elsewhere by now
 	}
-	return tail.Hit{}
+	return h
 }
 
 // lease is what the right to answer reads rests on: voters that have answered

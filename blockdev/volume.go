@@ -153,6 +153,7 @@ type Volume struct {
 	active                   *tail.Tail
 	frozen                   *tail.Tail // being folded by a checkpoint; nil if none
 	frozenTo                 uint64     // last slot of frozen
+	foldFrom                 uint64     // what the tails have of lower slots is in the map
 	root                     extentmap.Root
 	table                    *extentmap.Table
 	tableRefs                []extentmap.TableRef
@@ -205,6 +206,7 @@ func (v *Volume) open(ctx context.Context, log Log, rec *quorum.Recovered) error
 		return err
 	}
 	v.root, v.nextExt, v.tableRefs = st.Root, st.NextExt, st.Table
+	v.foldFrom = rec.Checkpoint.UpTo + 1
 	if v.table, err = v.loadTable(ctx, st.Table); err != nil {
 		return err
 	}
@@ -212,8 +214,7 @@ func (v *Volume) open(ctx context.Context, log Log, rec *quorum.Recovered) error
 		if e.Kind != quorum.EntryData {
 			continue
 		}
-		v.active.Entry(e.Slot)
-		if err := v.replay(e.Body); err != nil {
+		if err := v.replay(e.Slot, e.Body); err != nil {
 			return err
 		}
 	}
@@ -239,11 +240,12 @@ func newVolume(cfg Config) *Volume {
 
 // replay applies one recovered log entry to the active tail. It is the same
 // change that the write path made when the entry was new.
-func (v *Volume) replay(body []byte) error {
+func (v *Volume) replay(slot uint64, body []byte) error {
 	e, err := decodeEntry(body)
 	if err != nil {
 		return err
 	}
+	v.active.Entry(slot)
 	switch e.op {
 	case opWrite:
 		b := v.active.Alloc(len(e.data))
@@ -255,6 +257,7 @@ func (v *Volume) replay(body []byte) error {
 		}
 	case opNothing:
 	case opExtent:
+		e.extent.slot = slot
 		v.loose[e.extent.number] = e.extent
 		v.looseActive = append(v.looseActive, e.extent.number)
 		v.looseBytes += int64(e.extent.bytes)

@@ -79,6 +79,6 @@ func BenchmarkFold(b *testing.B) {
 	}
 	b.ReportAllocs()
 	for b.Loop() {
-		tl.Fold()
+		tl.Fold(0)
 	}
 }

@@ -18,12 +18,17 @@ type Fold struct {
 	live []*slot // by ascending block
 }
 
-// Fold takes what is left of the entries. It stays valid until the tail is
-// changed or released.
-func (t *Tail) Fold() *Fold {
+// Fold takes what is left of the entries of slots from on; 0: of all. It stays
+// valid until the tail is changed or released.
+func (t *Tail) Fold(from uint64) *Fold {
 	f := &Fold{t: t, live: make([]*slot, 0, t.index.n)}
 	for _, r := range t.zeros.runs {
 		for _, z := range r {
+			// What joined this range was zeroed before any later put, so that its
+			// newest entry speaks for all of it.
+			if z.entry < from {
+				continue
+			}
 			if n := len(f.Zeros); n > 0 && f.Zeros[n-1].To == z.from {
 				f.Zeros[n-1].To = z.to
 			} else {
@@ -35,7 +40,7 @@ func (t *Tail) Fold() *Fold {
 		slots := t.index.shards[i].slots
 		for k := range slots {
 			at := &slots[k]
-			if at.key == 0 {
+			if at.key == 0 || at.entry < from {
 				continue
 			}
 			if t.zeros.n > 0 {

@@ -136,7 +136,7 @@ func TestReadsRunTogether(t *testing.T) {
 					t.Errorf("block %d is %v, not %v", b, h.Kind, f.hits[b].Kind)
 				}
 			}
-			tl.Fold()
+			tl.Fold(0)
 			tl.Bytes()
 			tl.Entries()
 			tl.Zeros()
@@ -160,11 +160,11 @@ func TestZeroRangesJoin(t *testing.T) {
 	if tl.Zeros() != 2 || tl.Get(5).Kind != Data || tl.Get(6).Kind != Zero {
 		t.Errorf("%d ranges, block 5 is %v", tl.Zeros(), tl.Get(5).Kind)
 	}
-	if f := tl.Fold(); len(f.Zeros) != 1 || f.Zeros[0] != (extentmap.Range{From: 0, To: 100010}) || f.Len() != 1 {
+	if f := tl.Fold(0); len(f.Zeros) != 1 || f.Zeros[0] != (extentmap.Range{From: 0, To: 100010}) || f.Len() != 1 {
 		t.Errorf("%v, %d blocks", f.Zeros, f.Len())
 	}
 	tl.Zero(0, 1<<40) // swallows all
-	if tl.Zeros() != 1 || tl.Get(5).Kind != Zero || tl.Fold().Len() != 0 {
+	if tl.Zeros() != 1 || tl.Get(5).Kind != Zero || tl.Fold(0).Len() != 0 {
 		t.Errorf("%d ranges, block 5 is %v", tl.Zeros(), tl.Get(5).Kind)
 	}
 	tl.Zero(7, 7)

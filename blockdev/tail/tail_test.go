@@ -29,7 +29,7 @@ func sameHit(t *testing.T, block uint64, got, want Hit) {
 // checkFold compares a Fold with the oracle: zeros then items must give it.
 func (f *flat) checkFold(t *testing.T, tl *Tail) {
 	t.Helper()
-	fold := tl.Fold()
+	fold := tl.Fold(0)
 	got := make([]Hit, len(f.hits))
 	last := uint64(0)
 	for i, z := range fold.Zeros {

@@ -151,7 +151,7 @@ func (s *extents) placeAll(r *request, xs []*Extent) (others []other, err error)
 	if len(fresh) == 0 {
 		return others, nil
 	}
-	err = s.room(need)
+	err = s.room(need, len(fresh) == 1)
 	for i := 0; err == nil && i < len(fresh); i++ {
 		err = s.reserveOne(r, fresh[i])
 	}
@@ -165,13 +165,29 @@ func (s *extents) placeAll(r *request, xs []*Extent) (others []other, err error)
 	return others, err
 }
 
-// room checks that need bytes leave the reserve alone. alloc is held.
-func (s *extents) room(need int64) error {
+// Volumes whose bricks are full give space back with checkpoints of small
+// extents. One of reliefMax bytes or less may use half of the reserve, one of
+// lastReliefMax three quarters.
+const (
+	reliefMax     = 768 << 10
+	lastReliefMax = 320 << 10
+)
+
+// room checks that need bytes leave the reserve alone, or what of it they may
+// not use if they are one extent alone. alloc is held.
+func (s *extents) room(need int64, alone bool) error {
 	free, _, err := s.fs.Free()
 	if err != nil {
 		return err
 	}
-	if free-s.inflight-need < s.reserve {
+	reserve := s.reserve
+	switch {
+	case alone && need <= lastReliefMax:
+		reserve /= 4
+	case alone && need <= reliefMax:
+		reserve /= 2
+	}
+	if free-s.inflight-need < reserve {
 		return fault.Newf(fault.NoSpace, "brick.put", s.id.Short(),
 			"%d bytes free, %d of them reserved for deletes, journal and index: delete volumes or add bricks",
 			free, s.reserve)
