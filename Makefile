@@ -16,9 +16,9 @@ demo: build ## three nodes on this machine with a 10 GiB volume, under ./demo; C
 	@$(GO) build -o $(BIN)/demo ./deploy/demo
 	@exec $(BIN)/demo $(BIN)/gabion demo
 
-test: build check ## everything: unit tests, races, rigs with real clients, conformance, test machine
+test: build check ## everything: unit tests, races, simulation, rigs with real clients, conformance, test machine
 	@test/needs.sh
-	@GABION_BIN=$(CURDIR)/$(BIN)/gabion test/run.sh race mutate rigs conform vm
+	@GABION_BIN=$(CURDIR)/$(BIN)/gabion test/run.sh race mutate sim rigs conform vm
 
 check: ## formatting, go vet, staticcheck
 	@test/check.sh
@@ -41,7 +41,7 @@ vm: build ## a stock kernel as client and power cuts, in QEMU (VM_CUTS=3)
 	@test/needs.sh
 	@GABION_BIN=$(CURDIR)/$(BIN)/gabion test/run.sh vm
 
-sim: ## seeded simulations (SEED=, SECONDS=60)
+sim: ## whole pools under faults, simulated (SEED=, SECONDS=60)
 	@SEED=$(SEED) SIM_SECONDS=$(or $(SECONDS),60) test/sim.sh
 
 mutate: ## every mutation must be found by a test

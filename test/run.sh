@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs tests by stages, one go test -json after the other into one count at the end.
-# usage: test/run.sh STAGE...    stages: unit race mutate rigs conform vm
+# usage: test/run.sh STAGE...    stages: unit race mutate sim rigs conform vm
 set -euo pipefail
 cd "$(dirname "$0")/.."
 module=$(go list -m)
@@ -19,6 +19,7 @@ stage() {
 	unit) go test -json -timeout 5m $units $tools ;;
 	race) CGO_ENABLED=1 go test -json -race -timeout 8m $units $tools ;;
 	mutate) go test -json -tags mutate -timeout 5m -run Mutat $(mutated) ;;
+	sim) GABION_SIM_SECONDS=${SIM_SECONDS:-600} go test -json -tags sim -timeout 1h ./internal/sim/simulate ;;
 	# One package at a time: they measure pauses and processor time.
 	rigs) go test -json -p 1 -timeout 12m $rigs ;;
 	conform) go test -json -p 1 -timeout 5m ./test/conform ;;
@@ -28,4 +29,4 @@ stage() {
 	echo "stage $1 took $((SECONDS - began)) s"
 }
 
-for s in "$@"; do stage "$s"; done | bin/tally -show "^$module/test/(failure|space|input|idle|vm)"
+for s in "$@"; do stage "$s"; done | bin/tally -show "^$module/(test/(failure|space|input|idle|vm)|internal/sim/simulate)"

@@ -1,0 +1,65 @@
+// Command simulate plays seeds of internal/sim/whole and prints a JSON line for
+// each to file descriptor 3, or to standard output without -3. internal/sim
+// builds it with the tag faketime, with which the clock of the program jumps
+// over the times at which everything waits, and runs it.
+package main
+
+import (
+	"crypto/rand"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	mrand "math/rand/v2"
+	"os"
+	"runtime"
+	"strings"
+
+	"github.com/gabion-storage/gabion/internal/sim/whole"
+)
+
+func main() {
+	var opt whole.Options
+	seed := flag.Uint64("seed", 1, "the seed")
+	flag.IntVar(&opt.Nodes, "nodes", 0, "nodes of the pool; 0: drawn from the seed")
+	flag.DurationVar(&opt.For, "for", 0, "simulated time under faults; 0: the default")
+	without := flag.String("without", "", "kinds of faults to leave out, with commas between")
+	verbose := flag.Bool("v", false, "write what the nodes log to the result's file as well")
+	three := flag.Bool("3", false, "write to file descriptor 3")
+	flag.Parse()
+	if runtime.GOMAXPROCS(0) != 1 { // from the start: one thread, so that one seed is one schedule
+		fmt.Fprintln(os.Stderr, "set GOMAXPROCS=1 in the environment")
+		os.Exit(2)
+	}
+	out := os.Stdout
+	if *three {
+		out = os.NewFile(3, "result")
+	}
+	opt.Seed = *seed
+	if *without != "" {
+		opt.Without = strings.Split(*without, ",")
+	}
+	if *verbose {
+		opt.Log = slog.New(slog.NewTextHandler(out, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	}
+	var key [32]byte
+	for i := range 8 {
+		key[i] = byte(*seed >> (8 * i))
+	}
+	rand.Reader = mrand.NewChaCha8(key) // names and keys are drawn from the seed too
+	report(out, whole.Run(opt))
+}
+
+func report(out io.Writer, r whole.Result) {
+	b, err := json.Marshal(r)
+	if err != nil {
+		b = fmt.Appendf(nil, `{"violation":%q}`, err.Error())
+	}
+	if _, err := out.Write(append(b, '\n')); err != nil {
+		os.Exit(1)
+	}
+	if r.Violation != "" {
+		os.Exit(1)
+	}
+}

@@ -1,0 +1,230 @@
+//go:build sim
+
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"os/exec"
+	"regexp"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/gabion-storage/gabion/internal/sim/whole"
+)
+
+// seedMax bounds one seed in real time.
+const seedMax = 10 * time.Minute
+
+// play runs one seed in a process of its own. env is added to its environment.
+func play(bin string, seed uint64, env string, args ...string) (r whole.Result, said string) {
+	ctx, cancel := context.WithTimeout(context.Background(), seedMax)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, bin, append([]string{"-3", "-seed", fmt.Sprint(seed)}, args...)...)
+	cmd.Env = append(os.Environ(), "GOMAXPROCS=1", env)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	three, out, err := os.Pipe()
+	if err != nil {
+		return whole.Result{Seed: seed, Violation: err.Error()}, ""
+	}
+	cmd.ExtraFiles = []*os.File{out}
+	if err = cmd.Start(); err != nil {
+		return whole.Result{Seed: seed, Violation: err.Error()}, ""
+	}
+	out.Close()
+	text, _ := io.ReadAll(three)
+	three.Close()
+	err = cmd.Wait()
+	lines := strings.Split(strings.TrimSpace(string(text)), "\n")
+	last := lines[len(lines)-1]
+	if json.Unmarshal([]byte(last), &r) != nil {
+		return whole.Result{Seed: seed, Violation: fmt.Sprintf("the simulator died: %v\n%s", err, plain(stderr.Bytes()))}, string(text)
+	}
+	return r, strings.TrimSuffix(string(text), last+"\n")
+}
+
+// frame is what the runtime puts before each piece of output under a false clock.
+var frame = regexp.MustCompile(`(?s)\x00\x00PB.{12}`)
+
+func plain(b []byte) string {
+	s := string(frame.ReplaceAll(b, nil))
+	return s[:min(len(s), 6000)]
+}
+
+// total adds up what many seeds did.
+type total struct {
+	seeds, ops, unknown, checked, attaches int
+	virtual                                time.Duration
+	faults                                 map[string]int
+}
+
+func (s *total) add(r whole.Result) {
+	s.seeds++
+	s.ops += r.Ops
+	s.unknown += r.Unknown
+	s.checked += r.Checked
+	s.attaches += r.Attaches
+	s.virtual += r.Virtual
+	for k, n := range r.Faults {
+		s.faults[k] += n
+	}
+}
+
+func (s *total) String() string {
+	var f []string
+	n := 0
+	for _, k := range slices.Sorted(maps.Keys(s.faults)) {
+		f = append(f, fmt.Sprintf("%s %d", k, s.faults[k]))
+		n += s.faults[k]
+	}
+	return fmt.Sprintf("%d seeds, %.2f simulated hours, %d operations (%d of unknown outcome) over %d sessions, %d checked on their blocks, %d faults: %s",
+		s.seeds, s.virtual.Hours(), s.ops, s.unknown, s.attaches, s.checked, n, strings.Join(f, ", "))
+}
+
+// run plays what next gives, on all processors, and reports violations.
+func run(t *testing.T, bin string, next func() (seed uint64, args []string, more bool)) {
+	t.Helper()
+	began := time.Now()
+	sum := total{faults: map[string]int{}}
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	procs := runtime.NumCPU()
+	if s := os.Getenv("GABION_SIM_PROCS"); s != "" {
+		procs = int(number(t, s))
+	}
+	for range procs {
+		wg.Go(func() {
+			for {
+				mu.Lock()
+				seed, args, more := next()
+				more = more && !t.Failed()
+				mu.Unlock()
+				if !more {
+					return
+				}
+				r, _ := play(bin, seed, "", args...)
+				mu.Lock()
+				sum.add(r)
+				if r.Violation != "" {
+					t.Errorf("seed %d: %s\n%s", seed, r.Violation, strings.Join(tailOf(r.Events, 60), "\n"))
+					t.Logf("again: make sim SEED=%d", seed)
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	wg.Wait()
+	took := time.Since(began)
+	t.Logf("%v; %.2f simulated hours per minute", &sum, sum.virtual.Hours()/took.Minutes())
+	if sum.seeds == 0 || sum.checked == 0 {
+		t.Error("nothing was simulated")
+	}
+}
+
+func number(t *testing.T, s string) int64 {
+	n, err := strconv.ParseInt(s, 10, 64)
+	if err != nil || n <= 0 {
+		t.Fatalf("%q is not a positive number", s)
+	}
+	return n
+}
+
+func tailOf(s []string, n int) []string { return s[max(0, len(s)-n):] }
+
+// TestWholePools plays the seed that GABION_SIM_SEED names, with all that its
+// nodes log; or the corpus, and then fresh seeds for GABION_SIM_SECONDS.
+func TestWholePools(t *testing.T) {
+	bin := build(t, "")
+	if s := os.Getenv("GABION_SIM_SEED"); s != "" {
+		one(t, bin, uint64(number(t, s)))
+		return
+	}
+	t.Run("corpus", func(t *testing.T) {
+		corpus := readCorpus(t)
+		run(t, bin, func() (uint64, []string, bool) {
+			if len(corpus) == 0 {
+				return 0, nil, false
+			}
+			seed := corpus[0]
+			corpus = corpus[1:]
+			return seed, nil, true
+		})
+	})
+	t.Run("fresh", func(t *testing.T) {
+		seconds := int64(60)
+		if s := os.Getenv("GABION_SIM_SECONDS"); s != "" {
+			seconds = number(t, s)
+		}
+		end := time.Now().Add(time.Duration(seconds) * time.Second)
+		seed := uint64(time.Now().UnixMilli())
+		run(t, bin, func() (uint64, []string, bool) {
+			seed++
+			return seed, nil, time.Now().Before(end)
+		})
+	})
+}
+
+func one(t *testing.T, bin string, seed uint64) {
+	r, said := play(bin, seed, "", "-v")
+	name := fmt.Sprintf("%s/sim-%d.log", os.TempDir(), seed)
+	if err := os.WriteFile(name, []byte(said), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("seed %d, trace %x; what the nodes logged is in %s", seed, r.Trace, name)
+	for _, e := range r.Events {
+		t.Log(e)
+	}
+	if r.Violation != "" {
+		t.Errorf("seed %d: %s", seed, r.Violation)
+	}
+	sum := total{faults: map[string]int{}}
+	sum.add(r)
+	t.Log(&sum)
+}
+
+// readCorpus reads testdata/corpus.txt: a seed on each line, and what it found.
+func readCorpus(t *testing.T) (seeds []uint64) {
+	f, err := os.Open("testdata/corpus.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for s := bufio.NewScanner(f); s.Scan(); {
+		line, _, _ := strings.Cut(s.Text(), "#")
+		if line = strings.TrimSpace(line); line == "" {
+			continue
+		}
+		n, err := strconv.ParseUint(line, 10, 64)
+		if err != nil {
+			t.Fatalf("corpus.txt: %v", err)
+		}
+		seeds = append(seeds, n)
+	}
+	return seeds
+}
+
+// TestSeedIsSchedule plays one seed twice: clients must see the same, to the
+// nanosecond, with and without a log.
+func TestSeedIsSchedule(t *testing.T) {
+	bin := build(t, "")
+	a, _ := play(bin, 1, "", "-for", "1m")
+	b, _ := play(bin, 1, "", "-for", "1m")
+	if a.Violation != "" || a.Ops == 0 {
+		t.Fatalf("%+v", a)
+	}
+	if a.Trace != b.Trace || a.Ops != b.Ops || a.Virtual != b.Virtual {
+		t.Errorf("one seed, two outcomes: %x and %x", a.Trace, b.Trace)
+	}
+}

@@ -1,0 +1,229 @@
+package whole
+
+import (
+	"encoding/binary"
+	"fmt"
+	"slices"
+	"sort"
+	"strings"
+
+	"github.com/anishathalye/porcupine"
+)
+
+// The model of one block. A state is the versions of the block since the last
+// one that is sure to be durable, oldest first, 32 bytes each: a write adds one,
+// a flush leaves the newest, a loss goes back to any of them.
+
+const versionSize = sectors * 4
+
+func version(ids [sectors]uint32) string {
+	b := make([]byte, 0, versionSize)
+	for _, id := range ids {
+		b = binary.LittleEndian.AppendUint32(b, id)
+	}
+	return string(b)
+}
+
+func newest(state string) (ids [sectors]uint32) {
+	b := state[len(state)-versionSize:]
+	for i := range ids {
+		ids[i] = binary.LittleEndian.Uint32([]byte(b[4*i : 4*i+4]))
+	}
+	return ids
+}
+
+// step is what an operation makes of a state; nothing if it cannot be.
+func step(state string, r *row, keep bool) []string {
+	switch r.kind {
+	case opRead:
+		now := newest(state)
+		for i := range now {
+			if r.mask>>i&1 == 1 && r.got[i] != now[i] {
+				return nil
+			}
+		}
+		return []string{state}
+	case opWrite:
+		now := newest(state)
+		for i := range now {
+			if r.mask>>i&1 == 1 {
+				now[i] = r.id
+			}
+		}
+		if r.fua || !keep {
+			return []string{version(now)}
+		}
+		return []string{state + version(now)}
+	case opFlush:
+		return []string{state[len(state)-versionSize:]}
+	}
+	var out []string
+	for n := versionSize; n <= len(state); n += versionSize {
+		if s := state[:n]; !slices.Contains(out, s) {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+// stepsMax bounds the work on one block. A history that needs more is not
+// called right.
+const stepsMax = 20_000_000
+
+// judge tells whether the rows of one block could have come from one disk.
+func judge(rows []row) (ok, decided bool) {
+	keep := slices.ContainsFunc(rows, func(r row) bool { return r.kind == opLoss })
+	steps := 0
+	count := func() bool { steps++; return steps <= stepsMax }
+	start := version([sectors]uint32{})
+	model := porcupine.Model{
+		Init: func() any { return start },
+		Step: func(s, in, _ any) (bool, any) {
+			next := step(s.(string), in.(*row), false)
+			if next == nil || !count() {
+				return false, s
+			}
+			return true, next[0]
+		},
+	}
+	if keep {
+		m := porcupine.NondeterministicModel{
+			Init: func() []any { return []any{start} },
+			Step: func(s, in, _ any) []any {
+				if !count() {
+					return nil
+				}
+				var out []any
+				for _, n := range step(s.(string), in.(*row), true) {
+					out = append(out, n)
+				}
+				return out
+			},
+			Equal: func(a, b any) bool { return a.(string) == b.(string) },
+		}
+		model = m.ToModel()
+	}
+	ops := make([]porcupine.Operation, len(rows))
+	for i := range rows {
+		ops[i] = porcupine.Operation{ClientId: i, Input: &rows[i], Call: rows[i].call, Return: rows[i].ret}
+	}
+	ok = porcupine.CheckOperations(model, ops)
+	return ok, steps <= stepsMax
+}
+
+// rows is the history of one block, ready to be judged. Writes of unknown
+// outcome that nobody saw are left out: they are as good as never done. One that
+// was seen took effect before it was seen.
+func (h *history) rows(block int) []row {
+	var out []row
+	losses := len(h.losses) > 0
+	for _, r := range h.blocks[block] {
+		if r.kind == opWrite && r.ret == never {
+			seen := int64(never)
+			found := false
+			for _, o := range h.blocks[block] {
+				if o.kind != opRead || o.ret < r.call {
+					continue
+				}
+				for i, id := range o.got {
+					if o.mask>>i&1 == 1 && r.mask>>i&1 == 1 && id == r.id {
+						found, seen = true, min(seen, o.ret)
+					}
+				}
+			}
+			if !found {
+				continue
+			}
+			if r.id != 0 {
+				r.ret = seen
+			}
+		}
+		out = append(out, r)
+	}
+	if losses && len(out) > 0 {
+		out = append(append(out, h.flushes...), h.losses...)
+	}
+	return out
+}
+
+// check judges the whole history of a volume, block by block.
+func (w *World) check(v *volume) {
+	h := &v.hist
+	for b := range h.blocks {
+		rows := h.rows(b)
+		h.checked += len(rows)
+		ok, decided := judge(rows)
+		if !decided {
+			w.violated("%s: the history of block %d (%d operations) could not be judged in %d steps", v.name, b, len(rows), stepsMax)
+			return
+		}
+		if !ok {
+			w.violated("%s: the history of block %d is not that of a disk\n%s", v.name, b, explain(rows))
+			return
+		}
+	}
+}
+
+// explain finds the shortest beginning of a history that is wrong and shows its
+// end.
+func explain(rows []row) string {
+	var ends []int64
+	for _, r := range rows {
+		if r.ret != never {
+			ends = append(ends, r.ret)
+		}
+	}
+	slices.Sort(ends)
+	until := func(t int64) []row {
+		var out []row
+		for _, r := range rows {
+			if r.call > t {
+				continue
+			}
+			if r.ret > t {
+				if r.kind == opRead || r.kind == opFlush {
+					continue
+				}
+				r.ret = never
+			}
+			out = append(out, r)
+		}
+		return out
+	}
+	i := sort.Search(len(ends), func(i int) bool {
+		ok, decided := judge(until(ends[i]))
+		return !ok || !decided
+	})
+	if i < len(ends) {
+		rows = until(ends[i])
+	}
+	slices.SortFunc(rows, func(a, b row) int { return int(a.call - b.call) })
+	var b strings.Builder
+	for i, r := range rows {
+		if i >= len(rows)-30 || r.kind == opLoss || r.ret == never {
+			b.WriteString("  " + r.String() + "\n")
+		}
+	}
+	return b.String()
+}
+
+func (r row) String() string {
+	end := "?"
+	if r.ret != never {
+		end = fmt.Sprint("#", r.ret)
+	}
+	s := fmt.Sprintf("#%d..%s %.3fs %s ", r.call, end, r.at.Seconds(), r.where)
+	switch r.kind {
+	case opRead:
+		return s + fmt.Sprintf("read mask %08b = %v", r.mask, r.got)
+	case opWrite:
+		fua := ""
+		if r.fua {
+			fua = " fua"
+		}
+		return s + fmt.Sprintf("write mask %08b := %d%s", r.mask, r.id, fua)
+	case opFlush:
+		return s + "flush"
+	}
+	return s + "may lose what was not flushed"
+}

@@ -1,0 +1,112 @@
+package whole
+
+import (
+	"math"
+	"sync"
+	"time"
+
+	"github.com/gabion-storage/gabion/internal/ident"
+)
+
+// What clients work on: small writes meet in a few hot blocks, large ones in
+// the stretch behind them.
+const (
+	volumeSize = 1 << 20
+	hotBlocks  = 24
+	wideBlocks = 96
+	allBlocks  = hotBlocks + wideBlocks
+)
+
+// volume is a volume as its clients know it.
+type volume struct {
+	name      string
+	id        ident.VolumeID
+	replicas  int
+	blockSize int
+	cache     string
+	clients   int
+	home      int // machine that clients turn to first
+	hist      history
+}
+
+// never is the end of an operation whose outcome is unknown: it may take effect
+// at any time or not at all.
+const never = math.MaxInt64
+
+type opKind uint8
+
+const (
+	opRead opKind = iota
+	opWrite
+	opFlush
+	// opLoss is a moment from which on what was not flushed may be gone.
+	opLoss
+)
+
+// row is an operation on one block, from moment call to moment ret.
+type row struct {
+	call, ret int64
+	kind      opKind
+	mask      uint8 // sectors
+	fua       bool
+	id        uint32          // of a write; 0 writes zeros
+	got       [sectors]uint32 // by a read, in the sectors of mask
+	where     string
+	at        time.Duration // when it ended
+}
+
+// history is everything that clients did to a volume and saw of it.
+type history struct {
+	mu      sync.Mutex
+	blocks  [allBlocks][]row
+	flushes []row
+	losses  []row
+	last    uint32 // id of the newest write
+	checked int
+}
+
+func (h *history) next() uint32 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.last++
+	return h.last
+}
+
+func (h *history) newest() uint32 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.last
+}
+
+func (h *history) add(block int, r row) {
+	h.mu.Lock()
+	h.blocks[block] = append(h.blocks[block], r)
+	h.mu.Unlock()
+}
+
+// flushed notes a flush that succeeded. It ends the danger of losses that were
+// there when it began.
+func (h *history) flushed(r row) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.flushes = append(h.flushes, r)
+	for i := range h.losses {
+		if l := &h.losses[i]; l.call < r.call && l.ret > r.ret {
+			l.ret = r.ret
+		}
+	}
+}
+
+func (h *history) lost(call int64, why string) {
+	h.mu.Lock()
+	h.losses = append(h.losses, row{kind: opLoss, call: call, ret: never, where: why})
+	h.mu.Unlock()
+}
+
+// lose notes that a machine lost what it had not synced.
+func (w *World) lose(why string) {
+	at := w.tick(0)
+	for _, v := range w.volumes {
+		v.hist.lost(at, why)
+	}
+}

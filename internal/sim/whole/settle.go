@@ -1,0 +1,80 @@
+package whole
+
+import (
+	"context"
+	"time"
+)
+
+// heal ends every fault and brings every machine back.
+func (w *World) heal() {
+	w.mu.Lock()
+	close(w.calmed)
+	w.mu.Unlock()
+	w.event("everything is healed")
+	w.background.Wait() // dead processes and the ends of faults
+	for _, m := range w.machines {
+		w.net.Rejoin(m.id)
+		m.mu.Lock()
+		m.disk.SetCapacity(0)
+		m.mu.Unlock()
+		m.revive()
+	}
+}
+
+// settle demands that the healed pool works and becomes whole.
+func (w *World) settle() {
+	for _, v := range w.volumes {
+		w.within(patience, v.name+" serves again", func() { w.tour(v) })
+	}
+	if !w.sound() {
+		return
+	}
+	for _, v := range w.volumes {
+		w.within(patience, v.name+" has all its copies again", func() { w.whole(v) })
+	}
+}
+
+// tour reads every block of a volume, and writes and flushes.
+func (w *World) tour(v *volume) {
+	c := &client{w: w, v: v, name: "tourist", rng: w.stream(forVolumes)}
+	defer c.leave()
+	for w.sound() {
+		c.leave()
+		if !c.enter() {
+			w.sleep(200 * time.Millisecond)
+			continue
+		}
+		ok := true
+		for b := 0; b < allBlocks && ok; b += 8 {
+			a := &action{kind: opRead, first: b * sectors, n: 8 * sectors, done: make(chan error, 1)}
+			ok = c.end(c.begin(a))
+		}
+		write := &action{kind: opWrite, first: 0, n: sectors, done: make(chan error, 1)}
+		c.begin(write)
+		c.s.Kick()
+		ok = ok && c.end(write)
+		flush := c.begin(&action{kind: opFlush, done: make(chan error, 1)})
+		c.s.Kick()
+		if ok && c.end(flush) {
+			return
+		}
+	}
+}
+
+// whole waits until the volume says that nothing is missing.
+func (w *World) whole(v *volume) {
+	want := min(v.replicas, len(w.machines))
+	for w.sound() {
+		p := w.machines[v.home].running()
+		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		vol, err := p.core.Manager.Attach(ctx, v.name, true)
+		if err == nil {
+			err = vol.WaitMaintained(ctx)
+		}
+		cancel()
+		if err == nil && vol.Status().Present == want {
+			return
+		}
+		w.sleep(500 * time.Millisecond)
+	}
+}

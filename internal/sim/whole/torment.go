@@ -1,0 +1,294 @@
+package whole
+
+import (
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"github.com/gabion-storage/gabion/internal/ident"
+	"github.com/gabion-storage/gabion/internal/vfs"
+)
+
+// kind is a kind of fault. do does it to the pool and returns at once; what it
+// does is undone by a goroutine of w.background after a while.
+type kind struct {
+	name   string
+	weight int
+	do     func(w *World, rng *rand.Rand)
+}
+
+// kinds are the faults that a run draws from.
+var kinds = []kind{
+	{"kill", 10, kill},
+	{"power", 10, power},
+	{"power-all", 2, powerAll},
+	{"isolate", 8, isolate},
+	{"cut", 8, cut},
+	{"partition", 4, partition},
+	{"drop", 8, drop},
+	{"delay", 4, delay},
+	{"pause", 8, pause},
+	{"disk-slow", 6, diskSlow},
+	{"disk-hung", 3, diskHung},
+	{"disk-full", 4, diskFull},
+	{"disk-sync-error", 2, diskSyncError},
+	{"disk-cold", 3, diskCold},
+}
+
+// Kinds lists the names of all faults.
+func Kinds() (names []string) {
+	for _, k := range kinds {
+		names = append(names, k.name)
+	}
+	return names
+}
+
+// torment draws faults, some seconds apart, for as long as the run says. Each
+// run uses some of the kinds only: faults that come together seldom find things
+// that all faults at once hide.
+func (w *World) torment(rng *rand.Rand) {
+	var in []kind
+	for _, k := range kinds {
+		if rng.IntN(5) < 3 && !slices.Contains(w.opt.Without, k.name) {
+			in = append(in, k)
+		}
+	}
+	total := 0
+	for _, k := range in {
+		total += k.weight
+	}
+	mean := time.Duration(1+rng.IntN(8)) * time.Second
+	for end := time.Now().Add(w.opt.For); time.Now().Before(end); {
+		if !w.sleep(time.Duration(rng.ExpFloat64() * float64(mean))) {
+			return
+		}
+		if total == 0 {
+			continue
+		}
+		at := rng.IntN(total)
+		for _, k := range in {
+			if at -= k.weight; at < 0 {
+				k.do(w, rng)
+				break
+			}
+		}
+	}
+}
+
+// spell is for how long a fault stays: mostly short, at times beyond every
+// timer.
+func spell(rng *rand.Rand) time.Duration {
+	switch rng.IntN(6) {
+	case 0:
+		return time.Duration(rng.IntN(50)) * time.Millisecond
+	case 1:
+		return time.Duration(3+rng.IntN(20)) * time.Second
+	default:
+		return time.Duration(rng.IntN(4000)) * time.Millisecond
+	}
+}
+
+// undo plans the end of a fault; healing brings it forward.
+func (w *World) undo(d time.Duration, f func()) {
+	w.background.Go(func() {
+		w.mu.Lock()
+		calmed := w.calmed
+		w.mu.Unlock()
+		t := time.NewTimer(d)
+		defer t.Stop()
+		select {
+		case <-t.C:
+		case <-calmed:
+		}
+		f()
+	})
+}
+
+// any picks a machine that no other fault has, and reserves it.
+func (w *World) any(rng *rand.Rand) *machine {
+	m := w.machines[rng.IntN(len(w.machines))]
+	if !m.take() {
+		return nil
+	}
+	return m
+}
+
+func kill(w *World, rng *rand.Rand) {
+	if m := w.any(rng); m != nil {
+		w.count("kill", "%s", m.name)
+		m.stop(false)
+		w.undo(spell(rng), func() { m.revive(); m.release() })
+	}
+}
+
+func power(w *World, rng *rand.Rand) {
+	if m := w.any(rng); m != nil {
+		w.count("power", "%s", m.name)
+		w.lose("power of " + m.name)
+		m.stop(true)
+		w.undo(spell(rng), func() { m.revive(); m.release() })
+	}
+}
+
+// powerAll is a power cut of the whole pool.
+func powerAll(w *World, rng *rand.Rand) {
+	var all []*machine
+	for _, m := range w.machines {
+		if m.take() {
+			all = append(all, m)
+		}
+	}
+	w.count("power-all", "%d machines", len(all))
+	w.lose("power of all")
+	for _, m := range all {
+		m.stop(true)
+		w.undo(spell(rng), func() { m.revive(); m.release() })
+	}
+}
+
+func isolate(w *World, rng *rand.Rand) {
+	m := w.machines[rng.IntN(len(w.machines))]
+	w.count("isolate", "%s", m.name)
+	w.net.Isolate(m.id)
+	w.undo(spell(rng), func() { w.net.Rejoin(m.id) })
+}
+
+// cut cuts one direction between two machines.
+func cut(w *World, rng *rand.Rand) {
+	a, b := pair(w, rng)
+	w.count("cut", "%s to %s", a.name, b.name)
+	w.net.Cut(a.id, b.id)
+	w.undo(spell(rng), func() { w.net.Heal(a.id, b.id) })
+}
+
+func pair(w *World, rng *rand.Rand) (a, b *machine) {
+	i := rng.Perm(len(w.machines))
+	return w.machines[i[0]], w.machines[i[1]]
+}
+
+// partition cuts the pool in two.
+func partition(w *World, rng *rand.Rand) {
+	side := map[ident.NodeID]bool{}
+	for _, m := range w.machines {
+		side[m.id] = rng.IntN(2) == 0
+	}
+	each := func(f func(a, b ident.NodeID)) {
+		for _, a := range w.machines {
+			for _, b := range w.machines {
+				if side[a.id] != side[b.id] {
+					f(a.id, b.id)
+				}
+			}
+		}
+	}
+	w.count("partition", "%v", side)
+	each(w.net.Cut)
+	w.undo(spell(rng), func() { each(w.net.Heal) })
+}
+
+// drop loses what is under way between two machines, and the connection.
+func drop(w *World, rng *rand.Rand) {
+	a, b := pair(w, rng)
+	w.count("drop", "%s and %s", a.name, b.name)
+	w.net.Drop(a.id, b.id)
+}
+
+// delay makes the network slow for a while.
+func delay(w *World, rng *rand.Rand) {
+	w.count("delay", "the network")
+	w.net.SetDelay(0, time.Duration(1+rng.IntN(300))*time.Millisecond)
+	w.undo(spell(rng), func() { w.net.SetDelay(20*time.Microsecond, time.Millisecond) })
+}
+
+// pause stops a machine as a debugger, a hypervisor or SIGSTOP does: nothing
+// that it sends, writes or answers gets out before it goes on, while the time
+// passes its timers.
+func pause(w *World, rng *rand.Rand) {
+	m := w.any(rng)
+	if m == nil {
+		return
+	}
+	w.count("pause", "%s", m.name)
+	f := make(chan struct{})
+	m.mu.Lock()
+	m.frozen = f
+	m.mu.Unlock()
+	w.net.Isolate(m.id)
+	w.undo(spell(rng), func() {
+		w.net.Rejoin(m.id)
+		m.mu.Lock()
+		m.frozen = nil
+		m.mu.Unlock()
+		close(f)
+		m.release()
+	})
+}
+
+func diskSlow(w *World, rng *rand.Rand) {
+	m := w.machines[rng.IntN(len(w.machines))]
+	w.count("disk-slow", "%s", m.name)
+	wait := time.Duration(5+rng.IntN(300)) * time.Millisecond
+	ops := []string{"", "sync", "write", "read"}
+	w.undo(spell(rng), m.inject(vfs.Fault{Op: ops[rng.IntN(len(ops))], Wait: func(string, string) { time.Sleep(wait) }}))
+}
+
+func (m *machine) inject(f vfs.Fault) (remove func()) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.disk.Inject(f)
+}
+
+func diskHung(w *World, rng *rand.Rand) {
+	m := w.machines[rng.IntN(len(w.machines))]
+	w.count("disk-hung", "%s", m.name)
+	ops := []string{"", "sync", "write", "read"}
+	m.mu.Lock()
+	release := m.disk.Hang(vfs.Fault{Op: ops[rng.IntN(len(ops))]})
+	m.mu.Unlock()
+	w.undo(spell(rng), release)
+}
+
+// diskFull lets a disk grow by little or nothing.
+func diskFull(w *World, rng *rand.Rand) {
+	m := w.machines[rng.IntN(len(w.machines))]
+	w.count("disk-full", "%s", m.name)
+	m.mu.Lock()
+	disk := m.disk
+	m.mu.Unlock()
+	disk.SetCapacity(disk.Used() + int64(rng.IntN(64))<<12)
+	w.undo(spell(rng), func() {
+		m.mu.Lock()
+		m.disk.SetCapacity(0)
+		m.mu.Unlock()
+	})
+}
+
+// diskSyncError fails a sync: what it should have made durable is gone.
+func diskSyncError(w *World, rng *rand.Rand) {
+	m := w.any(rng)
+	if m == nil {
+		return
+	}
+	w.count("disk-sync-error", "%s", m.name)
+	w.lose("sync error of " + m.name)
+	remove := m.inject(vfs.Fault{Op: "sync", Err: vfs.EIO, Times: 1})
+	w.undo(spell(rng), func() {
+		remove()
+		if m.running() == nil { // it broke; the machine is started anew
+			m.stop(true)
+			m.revive()
+		}
+		m.release()
+	})
+}
+
+// diskCold drops a page cache.
+func diskCold(w *World, rng *rand.Rand) {
+	m := w.machines[rng.IntN(len(w.machines))]
+	w.count("disk-cold", "%s", m.name)
+	m.mu.Lock()
+	disk := m.disk
+	m.mu.Unlock()
+	disk.SetCold(true)
+	w.undo(spell(rng), func() { disk.SetCold(false) })
+}
