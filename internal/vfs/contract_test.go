@@ -139,6 +139,33 @@ func TestContractTryRead(t *testing.T) {
 	})
 }
 
+func TestContractDirectReads(t *testing.T) {
+	onBoth(t, func(t *testing.T, fs FS) {
+		f := create(t, fs, "a")
+		want := make([]byte, 3*directMax+777)
+		for i := range want {
+			want[i] = byte(i * 7 >> 3)
+		}
+		put(t, f, 0, string(want))
+		must(t, f.Sync())
+		size := int64(len(want))
+		for _, r := range [][2]int64{{0, 1}, {0, size}, {4096, 4096}, {4095, 2}, {5000, 2 * directMax}, {size - 1, 1}} {
+			got := make([]byte, r[1])
+			n, err := ReadDirect(f, got, r[0])
+			if err != nil || int64(n) != r[1] || !bytes.Equal(got, want[r[0]:r[0]+r[1]]) {
+				t.Fatalf("[%d,+%d): %d bytes, %v, or other ones", r[0], r[1], n, err)
+			}
+		}
+		for _, r := range [][2]int64{{size - 10, 20}, {size, 1}, {size + 5000, 1}, {size - 5000, 9000}} {
+			got := make([]byte, r[1])
+			n, err := ReadDirect(f, got, r[0])
+			if err != io.EOF || int64(n) != max(0, size-r[0]) || !bytes.Equal(got[:n], want[min(r[0], size):]) {
+				t.Fatalf("[%d,+%d) over the end: %d bytes, %v", r[0], r[1], n, err)
+			}
+		}
+	})
+}
+
 func TestContractSizes(t *testing.T) {
 	onBoth(t, func(t *testing.T, fs FS) {
 		f := create(t, fs, "a")

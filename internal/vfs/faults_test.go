@@ -52,6 +52,10 @@ func TestLostWriteShowsWhenTheCacheIsGone(t *testing.T) {
 		if s := squeeze(content(t, m, "a")); s != "aXY" {
 			t.Fatalf("programs see %s", s)
 		}
+		disk := make([]byte, 3*sectorSize)
+		if _, err := ReadDirect(f, disk, 0); err != nil || squeeze(string(disk)) != "abY" {
+			t.Fatalf("a direct read found %s: %v", squeeze(string(disk)), err)
+		}
 		switch uncover {
 		case "crash":
 			m = m.Crash(rand.New(rand.NewSource(1)))

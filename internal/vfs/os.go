@@ -188,6 +188,10 @@ type osFile struct {
 	f    *os.File // nil after Close; guarded by life
 	fd   int
 	name string
+
+	directOnce sync.Once // opens what follows, at the first direct read
+	directFile *os.File
+	direct     int // its descriptor; -1 without
 }
 
 // enter pins the descriptor; on success the caller calls life.RUnlock.
@@ -344,5 +348,8 @@ func (f *osFile) Close() error {
 	}
 	err := f.f.Close()
 	f.f = nil
+	if f.directFile != nil {
+		_ = f.directFile.Close() // it was only read
+	}
 	return osError("vfs.close", f.name, err)
 }
