@@ -45,7 +45,7 @@ func (n *brickNode) start(t *testing.T) {
 	n.link = n.net.Node(n.id)
 	n.acc = NewAcceptors(AcceptorsConfig{Transport: n.link})
 	n.acc.delay = 2 * time.Millisecond
-	if err := n.acc.AddBrick(n.brick.ID(), JournalOf(n.brick.Journal()), n.stable); err != nil {
+	if err := n.acc.AddBrick(n.brick.ID(), JournalOf(n.brick.Journal()), n.brick.Stable()); err != nil {
 		t.Fatalf("node %d: %v", n.i, err)
 	}
 	n.link.Start()

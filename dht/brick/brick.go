@@ -30,6 +30,14 @@ type Config struct {
 	// the disk. Negative means none.
 	Reserve int64
 
+	// StallMax is how long one operation of the disk may take: beyond, the
+	// brick is broken. Default StallMaxDefault; negative means for ever.
+	StallMax time.Duration
+	// DamageMax is how many extents may be found damaged since Open before the
+	// brick is broken: a disk that rots here and there rots elsewhere too. Default
+	// DamageMaxDefault; negative means any number.
+	DamageMax int
+
 	Log      *slog.Logger        // default: discard
 	OnBroken func(error)         // called once, from any goroutine, when the disk failed
 	OnSync   func(time.Duration) // called after every fdatasync with its duration
@@ -52,6 +60,12 @@ func (c *Config) complete() error {
 	set(&c.JournalSegmentSize, defaultJournalSegment)
 	set(&c.JournalMax, max(defaultJournalMax, 2*c.JournalSegmentSize))
 	set(&c.ExtentSegmentSize, defaultExtentSegment)
+	if c.StallMax == 0 {
+		c.StallMax = StallMaxDefault
+	}
+	if c.DamageMax == 0 {
+		c.DamageMax = DamageMaxDefault
+	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
@@ -73,12 +87,14 @@ func (c *Config) complete() error {
 
 // Brick is one disk of a node. All methods are safe for concurrent use.
 type Brick struct {
-	core    *core
-	journal *Journal
-	extents *extents
-	stable  *guardedStable
-	owned   Stable // to be closed, nil if it was given
-	unlock  func()
+	core      *core
+	identity  identity
+	journal   *Journal
+	extents   *extents
+	stable    *guardedStable
+	owned     Stable // to be closed, nil if it was given
+	unlock    func()
+	scrubbing sync.Mutex // held by a pass of Scrub
 
 	close    sync.Once
 	closeErr error
@@ -91,7 +107,13 @@ func Open(cfg Config) (b *Brick, err error) {
 	if err := cfg.complete(); err != nil {
 		return nil, err
 	}
-	unlock, err := cfg.FS.Lock(lockFile)
+	inner := cfg.FS
+	var w *watch
+	if cfg.StallMax > 0 {
+		w = &watch{max: cfg.StallMax}
+		cfg.FS = watchedFS{inner, w}
+	}
+	unlock, err := inner.Lock(lockFile)
 	if err != nil {
 		if fault.Is(err, fault.Busy) {
 			err = fault.New(fault.Busy, "brick.open", cfg.OSDir, err)
@@ -124,19 +146,29 @@ func Open(cfg Config) (b *Brick, err error) {
 		return b, err
 	}
 	b.core = newCore(cfg, id.Brick)
-	inner := cfg.Stable
-	if inner == nil {
-		if inner, err = openBolt(cfg.OSDir, false); err != nil {
+	b.identity = id
+	b.core.watch = w
+	if w != nil {
+		w.mu.Lock()
+		w.stalled = b.core.stalled
+		w.mu.Unlock()
+	}
+	store := cfg.Stable
+	if store == nil {
+		if store, err = openBolt(cfg.OSDir, false); err != nil {
 			return b, err
 		}
-		b.owned = inner
+		b.owned = store
 	}
-	b.stable = &guardedStable{b.core, inner}
+	if b.stable, err = guard(b.core, store); err != nil {
+		return b, err
+	}
 	return b, b.start(cfg)
 }
 
 func newCore(cfg Config, id ident.BrickID) *core {
-	return &core{fs: cfg.FS, id: id, log: cfg.Log, onSync: cfg.OnSync, onBroken: cfg.OnBroken}
+	return &core{fs: cfg.FS, id: id, log: cfg.Log, onSync: cfg.OnSync, onBroken: cfg.OnBroken,
+		dead: make(chan struct{}), damageMax: cfg.DamageMax}
 }
 
 // start opens journal and extents.
@@ -216,6 +248,18 @@ func (b *Brick) Journal() *Journal { return b.journal }
 // brick.
 func (b *Brick) Stable() Stable { return b.stable }
 
+// Broken is why the brick answers nothing but reads of extents any more, nil
+// while it works.
+func (b *Brick) Broken() error {
+	if e := b.core.broken.Load(); e != nil {
+		return e
+	}
+	return nil
+}
+
+// SetAside breaks the brick on the word of somebody else.
+func (b *Brick) SetAside(why error) { _ = b.core.fail("aside", why) }
+
 // Stats returns the counters since Open.
 func (b *Brick) Stats() Stats { return b.core.count.stats() }
 
@@ -261,20 +305,32 @@ func (b *Brick) Usage() Usage {
 }
 
 // Close finishes what is under way, makes it durable and releases the brick.
-// Calls that follow fail with kind Unavailable.
+// Calls that follow fail with kind Unavailable. It does not wait for a disk that
+// hangs: what is left of the brick ends when the disk answers.
 func (b *Brick) Close() error {
 	b.close.Do(func() {
-		b.closeErr = b.extents.end()
-		if err := b.journal.end(); b.closeErr == nil {
-			b.closeErr = err
+		if b.core.hung.Load() {
+			go b.end()
+			b.closeErr = b.core.down()
+			return
 		}
-		b.core.closed.Store(true)
-		if b.owned != nil {
-			if err := b.owned.Close(); b.closeErr == nil {
-				b.closeErr = err
-			}
-		}
-		b.unlock()
+		b.closeErr = b.end()
 	})
 	return b.closeErr
+}
+
+func (b *Brick) end() error {
+	first := b.extents.end()
+	if err := b.journal.end(); first == nil {
+		first = err
+	}
+	b.core.closed.Store(true)
+	b.core.watch.stop()
+	if b.owned != nil {
+		if err := b.owned.Close(); first == nil {
+			first = err
+		}
+	}
+	b.unlock()
+	return first
 }

@@ -54,16 +54,23 @@ func (c *counters) stats() Stats {
 // verdict that the brick is broken.
 type core struct {
 	fs       vfs.FS
+	watch    *watch // nil: operations are not timed
 	id       ident.BrickID
 	log      *slog.Logger
 	onSync   func(time.Duration)
 	onBroken func(error)
 	count    counters
 
-	once   sync.Once
-	broken atomic.Pointer[fault.Error]
-	closed atomic.Bool // Close is over: errors that follow say nothing about the disk
-	wake   []func()    // lets waiters notice that the brick is broken; set before use
+	once      sync.Once
+	broken    atomic.Pointer[fault.Error]
+	dead      chan struct{} // closed when the brick is broken, for those who wait for the disk
+	hung      atomic.Bool   // an operation of the disk may never return
+	closed    atomic.Bool   // Close is over: errors that follow say nothing about the disk
+	damageMax int
+	damageMu  sync.Mutex
+	damaged   map[ident.Addr]bool // extents found damaged since Open
+
+	wake []func() // lets waiters notice that the brick is broken; set before use
 }
 
 // condemn records the verdict without telling anybody, so that it can be done
@@ -86,6 +93,7 @@ func (c *core) fail(op string, err error) error {
 	c.condemn(op, err)
 	c.once.Do(func() {
 		c.log.Error("brick is broken", "brick", c.id.Short(), "op", op, "err", err)
+		close(c.dead)
 		for _, w := range c.wake {
 			w()
 		}
@@ -119,6 +127,34 @@ func (c *core) sync(f vfs.File) error {
 		c.onSync(time.Since(start))
 	}
 	return err
+}
+
+// stalled is the verdict on a disk that does not answer.
+func (c *core) stalled(op, name string, d time.Duration) {
+	c.hung.Store(true)
+	_ = c.fail(op, fault.Newf(fault.Timeout, "brick."+op, name, "the disk has not answered for %v", d.Round(time.Millisecond)))
+}
+
+// DamageMaxDefault is how many damaged extents a brick may have between two
+// openings.
+const DamageMaxDefault = 256
+
+// damage notes that an extent was found damaged. Too many of them break the
+// brick.
+func (c *core) damage(addr ident.Addr, err error) {
+	c.damageMu.Lock()
+	if c.damaged == nil {
+		c.damaged = map[ident.Addr]bool{}
+	}
+	if len(c.damaged) <= max(c.damageMax, 0) {
+		c.damaged[addr] = true
+	}
+	n := len(c.damaged)
+	c.damageMu.Unlock()
+	if c.damageMax >= 0 && n > c.damageMax {
+		_ = c.fail("damage", fault.Newf(fault.Corrupt, "brick.damage", c.id.Short(),
+			"more than %d extents were found damaged: %w", c.damageMax, err))
+	}
 }
 
 // orFail passes NoSpace on, which the brick survives, and breaks it otherwise.

@@ -13,6 +13,7 @@ type request struct {
 	places  []place
 	deletes []ident.Addr
 	cleans  []clean
+	reindex bool    // write the index anew
 	removed []entry // what the deletes took out of the table
 	err     error   // set before done is closed
 	done    chan struct{}
@@ -72,8 +73,17 @@ func (s *extents) ask(r *request) error {
 	if !s.queue.add(r) {
 		s.refuse(r, fault.Newf(fault.Unavailable, "brick", s.id.Short(), "the brick is closed"))
 	}
-	<-r.done
-	return r.err
+	select {
+	case <-r.done:
+		return r.err
+	case <-s.dead: // the committer may hang in the disk
+	}
+	select {
+	case <-r.done:
+		return r.err
+	default:
+		return s.down()
+	}
 }
 
 // refuse ends r without effect.
@@ -107,12 +117,15 @@ func (s *extents) commit() {
 // commitBatch commits and answers a batch. ops is scratch.
 func (s *extents) commitBatch(batch []*request, ops []indexOp) []indexOp {
 	err := s.down()
-	if err == nil {
+	if err == nil && !indexBeforeData() {
 		err = s.syncData(batch)
 	}
 	if err == nil {
 		ops = s.encode(batch, ops)
 		err = s.record(ops)
+	}
+	if err == nil && indexBeforeData() {
+		err = s.syncData(batch)
 	}
 	if fault.Is(err, fault.NoSpace) {
 		// The disk is full to the last byte. Puts fail; deletes fit into the
@@ -136,10 +149,22 @@ func (s *extents) commitBatch(batch []*request, ops []indexOp) []indexOp {
 		}
 		return ops
 	}
+	var asked []*request
 	for _, r := range batch {
+		if r.reindex {
+			asked = append(asked, r)
+			continue
+		}
 		s.applyRequest(r)
 	}
-	s.rewriteIfLong()
+	if len(asked) == 0 {
+		s.rewriteIfLong()
+		return ops
+	}
+	err = s.rewriteIndex()
+	for _, r := range asked {
+		r.finish(err)
+	}
 	return ops
 }
 

@@ -36,6 +36,9 @@ func (b *Brick) DeleteExtents(addrs []ident.Addr) error {
 	for part := range slices.Chunk(addrs, deleteBatchMax) {
 		r := newRequest()
 		r.deletes = part
+		if holeBeforeIndex() {
+			s.punchNow(part)
+		}
 		if err := s.ask(r); err != nil {
 			return err
 		}
@@ -43,6 +46,15 @@ func (b *Brick) DeleteExtents(addrs []ident.Addr) error {
 		s.release(r.removed)
 	}
 	return s.tidyMany()
+}
+
+// punchNow is the defect of holeBeforeIndex.
+func (s *extents) punchNow(addrs []ident.Addr) {
+	for _, a := range addrs {
+		if e, ok := s.table.get(a); ok {
+			s.punch(s.segments.get(e.segment), int64(e.offset)*extentAlign, recordSpan(int64(e.size)))
+		}
+	}
 }
 
 // release punches the room of removed entries and removes dead segments.
@@ -89,6 +101,9 @@ func (s *extents) remove(seg *extentSegment) bool {
 func (s *extents) punch(seg *extentSegment, off, n int64) {
 	f, err := s.segments.pin(seg)
 	if err == nil {
+		if punchWrongRange() {
+			off += extentAlign
+		}
 		err = f.PunchHole(off, n)
 		seg.mu.RUnlock()
 	}

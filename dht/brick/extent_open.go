@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"sync/atomic"
 
 	"github.com/gabion-storage/gabion/internal/fault"
 	"github.com/gabion-storage/gabion/internal/ident"
@@ -17,7 +18,7 @@ type gapsOf struct {
 
 func newExtents(c *core, segSize, reserve int64) *extents {
 	s := &extents{core: c, segSize: segSize, reserve: reserve, table: newTable(), segments: newSegments(c),
-		index: &indexLog{core: c, ahead: indexAhead, slack: indexSlack}, pending: map[ident.Addr]*request{},
+		index: &indexLog{core: c, view: new(atomic.Pointer[indexView]), ahead: indexAhead, slack: indexSlack}, pending: map[ident.Addr]*request{},
 		reclaimed: make(chan struct{})}
 	s.queue.wake = make(chan struct{}, 1)
 	return s

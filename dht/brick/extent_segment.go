@@ -39,19 +39,20 @@ type segments struct {
 	*core
 	openMax int
 
-	mu    sync.RWMutex
-	all   map[uint32]*extentSegment
-	next  uint32           // number of the next segment
-	files []*extentSegment // that have a file open, in clock order
-	hand  int
-	dirty map[*extentSegment]bool // gaps > 0
+	mu       sync.RWMutex
+	all      map[uint32]*extentSegment
+	next     uint32           // number of the next segment
+	files    []*extentSegment // that have a file open, in clock order
+	hand     int
+	dirty    map[*extentSegment]bool // gaps > 0
+	removing map[uint32]bool         // removed, but for the file
 
 	closed bool
 }
 
 func newSegments(c *core) *segments {
 	return &segments{core: c, openMax: OpenSegmentsMax, all: map[uint32]*extentSegment{},
-		dirty: map[*extentSegment]bool{}, next: 1}
+		dirty: map[*extentSegment]bool{}, removing: map[uint32]bool{}, next: 1}
 }
 
 func (s *segments) get(number uint32) *extentSegment {
@@ -180,6 +181,12 @@ func (s *segments) removeDead(seg *extentSegment) error {
 		return nil
 	}
 	seg.removed = true
+	s.removing[seg.number] = true
+	defer func() {
+		s.mu.Lock()
+		delete(s.removing, seg.number)
+		s.mu.Unlock()
+	}()
 	delete(s.all, seg.number)
 	delete(s.dirty, seg)
 	for i, f := range s.files {

@@ -67,7 +67,7 @@ func (b *Brick) PutExtents(xs []Extent) error {
 			return fault.Newf(fault.Invalid, "brick.put", x.Addr.Short(),
 				"an extent has 1 to %d bytes, not %d", s.segSize-extentHeader, n)
 		}
-		if sha256.Sum256(x.Data) != x.Addr {
+		if sha256.Sum256(x.Data) != x.Addr && !putUnverified() {
 			return fault.Newf(fault.Corrupt, "brick.put", x.Addr.Short(), "the bytes are not those of the address")
 		}
 	}
@@ -102,7 +102,11 @@ func (s *extents) put(xs []*Extent) (again []*Extent, err error) {
 		}
 	}
 	for _, o := range others {
-		<-o.request.done
+		select {
+		case <-o.request.done:
+		case <-s.dead:
+			return nil, s.down()
+		}
 		if o.request.err != nil {
 			again = append(again, o.x)
 		}
@@ -330,7 +334,7 @@ func (b *Brick) ReadExtent(addr ident.Addr, p []byte, off int64) error {
 		if _, ok := s.table.get(addr); !ok {
 			return noExtent(addr) // deleted meanwhile
 		}
-		return err
+		return s.unreadable(addr, err)
 	}
 	s.count.reads.Add(1)
 	s.count.readBytes.Add(uint64(len(p)))
@@ -340,6 +344,20 @@ func (b *Brick) ReadExtent(addr ident.Addr, p []byte, off int64) error {
 func noExtent(addr ident.Addr) error {
 	return fault.Newf(fault.NotFound, "brick.read", addr.Short(), "no such extent on this brick")
 }
+
+// unreadable makes what the disk says of an extent that the index has an error
+// that a caller can act on: an extent that cannot be read is as good as damaged.
+func (s *extents) unreadable(addr ident.Addr, err error) error {
+	switch fault.KindOf(err) {
+	case fault.Internal, fault.NotFound:
+		err = fault.New(fault.Corrupt, "brick.read", addr.Short(), err)
+	}
+	return err
+}
+
+// NoteDamage tells the brick that a reader found the bytes of an extent damaged.
+// A brick with too many of them (Config.DamageMax) is broken.
+func (b *Brick) NoteDamage(addr ident.Addr, err error) { b.core.damage(addr, err) }
 
 func (s *extents) read(addr ident.Addr, e entry, p []byte, off int64) error {
 	seg := s.segments.get(e.segment)

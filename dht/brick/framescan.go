@@ -20,6 +20,8 @@ type frameScan struct {
 	dataOff int64
 	end     int64
 	bodyMax int
+	direct  bool                // read what the disk has, not the page cache
+	pace    func(n int64) error // told of every read; nil: at will
 
 	buf   []byte // window
 	start int64  // offset of buf in the file
@@ -39,7 +41,17 @@ func (s *frameScan) view(off, n int64) ([]byte, error) {
 		if int64(cap(s.buf)) < size {
 			s.buf = make([]byte, size)
 		}
-		m, err := s.f.ReadAt(s.buf[:size], off)
+		if s.pace != nil {
+			if err := s.pace(size); err != nil {
+				s.buf = s.buf[:0]
+				return nil, err
+			}
+		}
+		read := s.f.ReadAt
+		if s.direct {
+			read = func(p []byte, off int64) (int, error) { return readDisk(s.f, p, off) }
+		}
+		m, err := read(s.buf[:size], off)
 		if err != nil && !errors.Is(err, io.EOF) {
 			s.buf = s.buf[:0]
 			return nil, err

@@ -19,7 +19,7 @@ const (
 	creatingFile   = "CREATING"
 	stableFile     = "stable.db"
 	lockFile       = "LOCK"
-	formatVersion  = 1
+	formatVersion  = 2
 	identityMaxLen = 4096
 )
 

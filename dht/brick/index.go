@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"strings"
+	"sync/atomic"
 
 	"github.com/gabion-storage/gabion/internal/fault"
 	"github.com/gabion-storage/gabion/internal/vfs"
@@ -26,9 +27,17 @@ const (
 	indexGrow  = 1 << 20
 )
 
-// indexLog is owned by the committer of the extents.
+// indexView is what others than the committer may know of the index.
+type indexView struct {
+	gen    uint64
+	header []byte
+	end    atomic.Int64 // everything before is durable
+}
+
+// indexLog is owned by the committer of the extents, but for view.
 type indexLog struct {
 	*core
+	view      *atomic.Pointer[indexView]
 	gen       uint64
 	name      string
 	f         vfs.File
@@ -42,6 +51,18 @@ type indexLog struct {
 }
 
 func indexName(gen uint64) string { return fmt.Sprintf("index-%08d", gen) }
+
+// show makes the present state known.
+func (x *indexLog) show() {
+	v := x.view.Load()
+	if v == nil || v.gen != x.gen {
+		v = &indexView{gen: x.gen, header: x.header()}
+		v.end.Store(int64(x.synced))
+		x.view.Store(v)
+		return
+	}
+	v.end.Store(int64(x.synced))
+}
 
 func (x *indexLog) header() []byte {
 	b := make([]byte, indexDataOff)
@@ -78,7 +99,7 @@ func indexNames(fs vfs.FS) (gens []uint64, err error) {
 // create writes generation gen with the operations that fill yields and makes
 // it the index durably; afterwards x is that file.
 func (x *indexLog) create(gen uint64, fill func(put func(op *indexOp))) error {
-	n := &indexLog{core: x.core, gen: gen, name: indexName(gen), ahead: x.ahead, slack: x.slack, buf: x.buf[:0],
+	n := &indexLog{core: x.core, view: x.view, gen: gen, name: indexName(gen), ahead: x.ahead, slack: x.slack, buf: x.buf[:0],
 		seed: frameSeed(x.id, gen), next: indexDataOff, synced: 0}
 	tmp := n.name + ".tmp"
 	if err := n.fs.Remove(tmp); err != nil && !fault.Is(err, fault.NotFound) {
@@ -102,6 +123,7 @@ func (x *indexLog) create(gen uint64, fill func(put func(op *indexOp))) error {
 	}
 	old := *x
 	*x = *n
+	x.show()
 	if old.f != nil {
 		_ = old.f.Close() // superseded
 		_ = x.fs.Remove(old.name)
@@ -192,6 +214,7 @@ func (x *indexLog) append(ops []indexOp) error {
 		return fault.New(fault.Internal, "brick.index", x.name, err)
 	}
 	x.next, x.synced = next, next
+	x.show()
 	x.count.commits.Add(1)
 	return nil
 }
@@ -261,5 +284,9 @@ func (x *indexLog) recover(fn func(op *indexOp)) error {
 		return err
 	}
 	x.next, x.synced = stop, stop
-	return x.f.Sync()
+	if err := x.f.Sync(); err != nil {
+		return err
+	}
+	x.show()
+	return nil
 }

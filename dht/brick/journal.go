@@ -34,27 +34,31 @@ type Journal struct {
 	segSize, max int64
 	bodyMax      int
 
-	wmu     sync.Mutex // held while a batch goes to the page cache
+	wmu     giveUpLock // held while a batch goes to the page cache
 	smu     sync.Mutex // held while segments are synced or closed
 	syncing []*jseg    // what the running sync covers; guarded by smu
 
 	mu       sync.Mutex
-	ready    sync.Cond // a spare appeared, the keeper gave up, or the journal ended
-	segs     []*jseg   // live, ascending; the last one is active
-	spares   []*jseg   // free, ready for use
-	retiring []*jseg   // trimmed, ascending; the keeper turns them into spares
-	noSpare  error     // why the keeper could not make a spare; NoSpace
-	dirty    []*jseg   // written since their last sync
-	reserved int64     // bytes of all segment files
-	number   uint64    // next file number
-	seq      uint64    // sequence of the newest live segment
-	next     Pos       // of the next Append
-	written  Pos       // everything before is in the page cache
-	synced   Pos       // everything before is durable
-	trimmed  Pos       // records before are dead
-	cur, fly *batch    // being filled, being written
+	ready    sync.Cond    // a spare appeared, the keeper gave up, or the journal ended
+	segs     []*jseg      // live, ascending; the last one is active
+	spares   []*jseg      // free, ready for use
+	retiring []*jseg      // trimmed, ascending; the keeper turns them into spares
+	borrowed int          // spares whose headers are being verified
+	sealed   bool         // the active segment takes no further record
+	check    *headerCheck // for the keeper
+	noSpare  error        // why the keeper could not make a spare; NoSpace
+	dirty    []*jseg      // written since their last sync
+	reserved int64        // bytes of all segment files
+	number   uint64       // next file number
+	seq      uint64       // sequence of the newest live segment
+	next     Pos          // of the next Append
+	written  Pos          // everything before is in the page cache
+	synced   Pos          // everything before is durable
+	trimmed  Pos          // records before are dead
+	cur, fly *batch       // being filled, being written
 	waiting  []func(error)
-	marked   bool // the last frame is the marker of a clean end
+	answered []func(error) // by the sync that runs
+	marked   bool          // the last frame is the marker of a clean end
 	closed   bool
 
 	syncWake, keepWake chan struct{}
@@ -126,7 +130,7 @@ func (j *Journal) append(n int, bufs [][]byte) (Pos, error) {
 		if err := j.usable(); err != nil {
 			return 0, err
 		}
-		if j.active().fits(j.next, size) {
+		if j.active().fits(j.next, size) && !j.sealed {
 			break
 		}
 		if err := j.roll(); err != nil {
@@ -164,7 +168,7 @@ func (j *Journal) roll() error {
 			j.noSpare = nil // the keeper tries again, for the next caller
 			return err
 		}
-		if len(j.retiring) == 0 && j.reserved+j.segSize > j.max {
+		if len(j.retiring) == 0 && j.borrowed == 0 && j.reserved+j.segSize > j.max {
 			return fault.Newf(fault.NoSpace, "journal.append", j.id.Short(),
 				"the journal holds its limit of %d bytes; a checkpoint has to trim it", j.max)
 		}
@@ -174,6 +178,7 @@ func (j *Journal) roll() error {
 	s := j.spares[0]
 	j.spares = append(j.spares[:0], j.spares[1:]...)
 	j.active().end = j.next
+	j.sealed = false
 	j.seq++
 	s.begin(j.seq, j.next, j.synced)
 	j.segs = append(j.segs, s)
@@ -196,6 +201,26 @@ func (j *Journal) kick() {
 	}
 }
 
+// giveUpLock is a mutex that nobody waits for once the disk is dead: who holds
+// it then may never let go.
+type giveUpLock chan struct{}
+
+func (l giveUpLock) lock(dead <-chan struct{}) bool {
+	select {
+	case l <- struct{}{}:
+		return true
+	default:
+	}
+	select {
+	case l <- struct{}{}:
+		return true
+	case <-dead:
+		return false
+	}
+}
+
+func (l giveUpLock) unlock() { <-l }
+
 // Write returns when everything appended before the call is in the page cache,
 // where it survives the death of the process. Concurrent callers share writes.
 // An error breaks the brick.
@@ -213,8 +238,10 @@ func (j *Journal) Write() error {
 }
 
 func (j *Journal) writeTo(target Pos) error {
-	j.wmu.Lock()
-	defer j.wmu.Unlock()
+	if !j.wmu.lock(j.dead) {
+		return j.down()
+	}
+	defer j.wmu.unlock()
 	j.mu.Lock()
 	if err := j.down(); err != nil || j.written >= target {
 		j.mu.Unlock()
@@ -256,8 +283,7 @@ func (j *Journal) writeTo(target Pos) error {
 func (j *Journal) Sync(done func(error)) {
 	j.count.syncRequests.Add(1)
 	j.mu.Lock()
-	if j.closed {
-		err := j.usable()
+	if err := j.usable(); err != nil {
 		j.mu.Unlock()
 		go done(err) // not inline: the caller may hold what done wants
 		return

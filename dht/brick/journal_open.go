@@ -11,7 +11,7 @@ import (
 
 // newJournal makes the journal of a brick without opening or creating anything.
 func newJournal(c *core, segSize, max int64) *Journal {
-	j := &Journal{core: c, segSize: segSize, max: max, cur: &batch{}, fly: &batch{},
+	j := &Journal{core: c, segSize: segSize, max: max, cur: &batch{}, fly: &batch{}, wmu: make(giveUpLock, 1),
 		syncWake: make(chan struct{}, 1), keepWake: make(chan struct{}, 1)}
 	j.ready.L = &j.mu
 	j.bodyMax = int(min(RecordMax, (segSize-segmentDataOff-frameHeader)&^(frameAlign-1)))
@@ -178,7 +178,7 @@ func (j *Journal) walk(live []*jseg) (k int, mark Pos, err error) {
 	if err != nil {
 		return 0, 0, err
 	}
-	if claim > p {
+	if claim > p && !tornMiddle() {
 		return 0, 0, fault.Newf(fault.Corrupt, "brick.open", live[k].name,
 			"the record at position %d (byte %d of the file) is damaged although everything before position %d was "+
 				"durable; this brick cannot vouch for what it acknowledged: replace it", p, live[k].offset(p), claim)

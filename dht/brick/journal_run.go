@@ -13,14 +13,18 @@ func (j *Journal) commit() {
 	for range j.syncWake {
 		j.mu.Lock()
 		work, closed := j.waiting, j.closed
-		j.waiting = spent
+		j.waiting, j.answered = spent, work
 		j.mu.Unlock()
 		if len(work) > 0 {
 			err := j.Write()
 			if err == nil {
 				err = j.syncWritten()
 			}
-			for _, done := range work {
+			j.mu.Lock()
+			owed := j.answered // nil when they were told that the disk is dead
+			j.answered = nil
+			j.mu.Unlock()
+			for _, done := range owed {
 				done(err)
 			}
 		}
@@ -95,11 +99,18 @@ func (j *Journal) keepOne() bool {
 		old = j.retiring[0]
 	}
 	wantSpare := len(j.spares) == 0 && j.reserved+j.segSize <= j.max
-	number := j.number
+	number, check := j.number, j.check
+	j.check = nil
 	j.mu.Unlock()
 	switch {
 	case ended:
+		if check != nil {
+			check.end(j.down())
+		}
 		return false
+	case check != nil:
+		check.end(j.verifyHeaders(check))
+		return true
 	case old != nil:
 		if err := j.retire(old); err != nil {
 			_ = j.fail("journal", err)
@@ -226,9 +237,19 @@ func (j *Journal) end() error {
 	return err
 }
 
-// wakeAll lets waiting Appends notice that the brick is broken.
+// wakeAll lets all who wait notice that the brick is broken: the committer may
+// hang in the disk and never answer them.
 func (j *Journal) wakeAll() {
 	j.mu.Lock()
-	defer j.mu.Unlock()
+	owed := slices.Concat(j.answered, j.waiting)
+	j.answered, j.waiting = nil, nil
 	j.ready.Broadcast()
+	j.mu.Unlock()
+	if len(owed) > 0 { // elsewhere: who found the disk dead may hold what done wants
+		go func() {
+			for _, done := range owed {
+				done(j.down())
+			}
+		}()
+	}
 }

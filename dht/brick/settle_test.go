@@ -3,6 +3,7 @@ package brick
 import (
 	"errors"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/gabion-storage/gabion/internal/fault"
@@ -44,7 +45,7 @@ func TestIndexStaleFramesStayDead(t *testing.T) {
 	must(t, b.PutExtents([]Extent{x}))
 	must(t, b.Close())
 	log := func() *indexLog {
-		l := &indexLog{core: &core{fs: m, id: b.ID()}, ahead: indexAhead}
+		l := &indexLog{core: &core{fs: m, id: b.ID()}, view: new(atomic.Pointer[indexView]), ahead: indexAhead}
 		must(t, l.open(func(*indexOp) {}))
 		return l
 	}

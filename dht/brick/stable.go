@@ -1,17 +1,12 @@
 package brick
 
 import (
+	"encoding/binary"
 	"errors"
-	"os"
-	"path/filepath"
+	"hash/crc32"
 	"slices"
 	"sync"
 	"syscall"
-	"time"
-
-	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
-	"go.etcd.io/bbolt"
-	bbolterrors "go.etcd.io/bbolt/errors"
 
 	"github.com/gabion-storage/gabion/internal/fault"
 )
@@ -23,55 +18,95 @@ type Stable interface {
 	Get(key string) ([]byte, error)
 	// Set is durable on return. It does not keep v.
 	Set(key string, v []byte) error
+	// Keys returns all keys, sorted.
+	Keys() ([]string, error)
 	Close() error
 }
 
-// boltStable is a Stable in a file of bbolt.
-type boltStable struct{ db *raftboltdb.BoltStore }
-
-// openBolt opens dir/stable.db; it is made only if create is set, since a store
-// that lost its promises must not vote.
-func openBolt(dir string, create bool) (*boltStable, error) {
-	path := filepath.Join(dir, stableFile)
-	if _, err := os.Stat(path); !create && errors.Is(err, os.ErrNotExist) {
-		return nil, fault.Newf(fault.Corrupt, "brick.open", path,
-			"the file was removed, and with it what this brick promised: replace the brick")
-	}
-	db, err := raftboltdb.New(raftboltdb.Options{Path: path, BoltOptions: &bbolt.Options{Timeout: time.Second}})
-	switch {
-	case errors.Is(err, bbolterrors.ErrTimeout):
-		return nil, fault.Newf(fault.Busy, "brick.open", path, "another process has it open")
-	case errors.Is(err, syscall.ENOSPC):
-		return nil, fault.New(fault.NoSpace, "brick.open", path, err)
-	case err != nil:
-		return nil, fault.New(fault.Corrupt, "brick.open", path, err)
-	}
-	return &boltStable{db}, nil
+// verifier is an optional power of a Stable: it reads what is on the disk,
+// whatever memory has, and returns Corrupt if that is not a whole store.
+type verifier interface {
+	// verify calls value for every key and value on the disk.
+	verify(value func(key string, v []byte) error) error
 }
 
-func (s *boltStable) Get(key string) ([]byte, error) {
-	v, err := s.db.Get([]byte(key))
-	if errors.Is(err, raftboltdb.ErrKeyNotFound) {
-		return nil, nil
-	}
-	return v, err
+// A stored value is four bytes, the CRC32C over key and value, little endian, and
+// the value: bbolt has no checksums of its own.
+const stableSum = 4
+
+func sealValue(key string, v []byte) []byte {
+	sum := crc32.Update(crc32.Checksum([]byte(key), castagnoli), castagnoli, v)
+	return append(binary.LittleEndian.AppendUint32(make([]byte, 0, stableSum+len(v)), sum), v...)
 }
 
-func (s *boltStable) Set(key string, v []byte) error { return s.db.Set([]byte(key), v) }
-func (s *boltStable) Close() error                   { return s.db.Close() }
+// openValue returns the value of what is stored under key; it aliases b.
+func openValue(key string, b []byte) ([]byte, error) {
+	if len(b) >= stableSum {
+		v := b[stableSum:]
+		sum := crc32.Update(crc32.Checksum([]byte(key), castagnoli), castagnoli, v)
+		if binary.LittleEndian.Uint32(b) == sum || acceptWrongSum() {
+			return v, nil
+		}
+	}
+	return nil, fault.Newf(fault.Corrupt, "stable", key, "its value in %s does not match its checksum", stableFile)
+}
 
 // guardedStable ends with its brick, and ends its brick: a store that could not
-// sync cannot say what it holds.
+// sync, or whose values are damaged, cannot say what it holds.
 type guardedStable struct {
 	*core
-	Stable
+	inner Stable
+
+	setting sync.RWMutex // read: a Set runs; write: a value is set to what it is
+
+	mu   sync.Mutex
+	keys map[string]bool // there must be a value
+}
+
+// guard verifies every value of inner. Corrupt: one is damaged.
+func guard(c *core, inner Stable) (*guardedStable, error) {
+	s := &guardedStable{core: c, inner: inner, keys: map[string]bool{}}
+	keys, err := inner.Keys()
+	if err != nil {
+		return nil, err
+	}
+	for _, k := range keys {
+		s.keys[k] = true
+		if _, err := s.read(k); err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+// read returns the verified value of key, nil if there is none.
+func (s *guardedStable) read(key string) ([]byte, error) {
+	i := s.watch.begin("read", stableFile)
+	b, err := s.inner.Get(key)
+	s.watch.end(i)
+	if err != nil {
+		return nil, err
+	}
+	if b == nil {
+		s.mu.Lock()
+		lost := s.keys[key]
+		s.mu.Unlock()
+		if lost {
+			return nil, fault.Newf(fault.Corrupt, "stable", key, "its value is gone from %s", stableFile)
+		}
+		return nil, nil
+	}
+	return openValue(key, b)
 }
 
 func (s *guardedStable) Get(key string) ([]byte, error) {
 	if err := s.down(); err != nil {
 		return nil, err
 	}
-	v, err := s.Stable.Get(key)
+	v, err := s.read(key)
+	if fault.Is(err, fault.Corrupt) {
+		return nil, s.fail("stable", err)
+	}
 	if err != nil {
 		return nil, fault.New(fault.Internal, "stable.get", key, err)
 	}
@@ -82,14 +117,94 @@ func (s *guardedStable) Set(key string, v []byte) error {
 	if err := s.down(); err != nil {
 		return err
 	}
-	err := s.Stable.Set(key, v)
+	s.setting.RLock()
+	defer s.setting.RUnlock()
+	return s.set(key, v)
+}
+
+func (s *guardedStable) set(key string, v []byte) error {
+	i := s.watch.begin("write", stableFile)
+	err := s.inner.Set(key, sealValue(key, v))
+	s.watch.end(i)
 	switch {
 	case err == nil:
+		s.mu.Lock()
+		s.keys[key] = true
+		s.mu.Unlock()
 		return nil
 	case errors.Is(err, syscall.ENOSPC), fault.Is(err, fault.NoSpace):
 		return fault.New(fault.NoSpace, "stable.set", key, err) // bbolt rolled it back
 	}
 	return s.fail("stable", err)
+}
+
+// Keys returns the keys that have values.
+func (s *guardedStable) Keys() ([]string, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return sortedNames(s.keys), nil
+}
+
+func sortedNames[V any](m map[string]V) []string {
+	names := make([]string, 0, len(m))
+	for k := range m {
+		names = append(names, k)
+	}
+	slices.Sort(names)
+	return names
+}
+
+// Close does nothing: the brick closes what it opened.
+func (s *guardedStable) Close() error { return nil }
+
+// rewrite sets every value again to what it is.
+func (s *guardedStable) rewrite() error {
+	keys, _ := s.Keys()
+	for _, k := range keys {
+		s.setting.Lock()
+		v, err := s.read(k)
+		if err == nil {
+			err = s.set(k, v)
+		}
+		s.setting.Unlock()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// check verifies every value, on the disk too, and returns how many bytes that
+// were. Corrupt: one is damaged or gone.
+func (s *guardedStable) check() (n int64, err error) {
+	keys, _ := s.Keys()
+	for _, k := range keys {
+		v, err := s.read(k)
+		if err != nil {
+			return n, err
+		}
+		n += int64(len(k) + stableSum + len(v))
+	}
+	d, ok := s.inner.(verifier)
+	if !ok {
+		return n, nil
+	}
+	left := map[string]bool{}
+	for _, k := range keys {
+		left[k] = true
+	}
+	i := s.watch.begin("read", stableFile)
+	defer s.watch.end(i)
+	err = d.verify(func(key string, b []byte) error {
+		delete(left, key)
+		n += int64(len(key) + len(b))
+		_, err := openValue(key, b)
+		return err
+	})
+	if err == nil && len(left) > 0 {
+		err = fault.Newf(fault.Corrupt, "stable", sortedNames(left)[0], "its value is gone from %s", stableFile)
+	}
+	return n, err
 }
 
 // MemStable is a Stable in memory whose Sets are durable at once. It outlives
@@ -112,6 +227,27 @@ func (s *MemStable) Set(key string, v []byte) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.m[key] = append([]byte{}, v...)
+	return nil
+}
+
+// Keys returns all keys, sorted.
+func (s *MemStable) Keys() ([]string, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return sortedNames(s.m), nil
+}
+
+// FlipBit is bit rot: it inverts one bit of byte off of what is stored under key.
+// NotFound: there is no such byte.
+func (s *MemStable) FlipBit(key string, off int) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	v := slices.Clone(s.m[key])
+	if off < 0 || off >= len(v) {
+		return fault.Newf(fault.NotFound, "stable.flipbit", key, "no byte %d", off)
+	}
+	v[off] ^= 1 << (off % 8)
+	s.m[key] = v
 	return nil
 }
 

@@ -107,6 +107,16 @@ func (f *osFile) preadDirect(b []byte, off int64) (n int, err error) {
 	}
 }
 
+// Memory makes a file that has no name and lives in memory until it is closed,
+// for what wants a file of the machine and must not touch a disk.
+func Memory(name string) (*os.File, error) {
+	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, osError("vfs.memory", name, err)
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
+
 // ReadDirectAt implements DirectReader: what a lying disk has shows at once.
 func (f *memFile) ReadDirectAt(p []byte, off int64) (int, error) {
 	v, err := f.beginRange("read", off, int64(len(p)))
