@@ -21,8 +21,8 @@
 //
 // opcode.go has the table of commands: name, usage map, data lengths, what a
 // reservation and a standby port do to it, handler. Execute looks the command up
-// and checks, in this order: LUN, opcode, unit attentions, port state,
-// reservations, usage map. taskset.go orders commands; reservation.go is the
+// and checks, in this order: LUN, unit attentions of resets, reservations, other
+// unit attentions, opcode, then what the handler checks. taskset.go orders commands; reservation.go is the
 // pure state of persistent reservations; fault.go the one table from kinds of
 // faults to sense.
 //

@@ -3,6 +3,9 @@ package scsi
 import (
 	"context"
 	"log/slog"
+	"slices"
+	"sync"
+	"sync/atomic"
 
 	"github.com/gabion-storage/gabion/internal/ident"
 	"github.com/gabion-storage/gabion/target"
@@ -79,8 +82,11 @@ type Backend interface {
 //
 // What a reservation forbids is enforced where the volume is attached, so
 // whoever implements Store must see to it that a Save on any node returns only
-// after LU.ReservationsChanged was called on the node that holds the volume.
-// A later holder calls Load before it serves its first command.
+// after LU.ReservationsChanged is done on the node that holds the volume, if that
+// is another one. A later holder calls Load before it serves its first command.
+//
+// Registrations outlive a loss of power of the whole pool also without APTPL: a
+// volume is not one machine that is switched off.
 type Store interface {
 	// Load returns the newest state and its version; (nil, 0) if none was saved.
 	// A Save that returned before Load was called is seen by it.
@@ -98,45 +104,231 @@ type Config struct {
 	Log          *slog.Logger // nil: nothing is logged
 }
 
+// LU is one logical unit: the device server and task manager of one volume on
+// one node. Methods may be called concurrently.
+type LU struct {
+	cfg    Config
+	ctx    context.Context // ends with Close: attaching and storing stop to wait
+	cancel context.CancelFunc
+
+	descriptors   atomic.Bool             // D_SENSE of the control mode page
+	writeProtect  atomic.Bool             // SWP of the control mode page
+	serving       atomic.Pointer[serving] // the device whose commands are carried out
+	size          atomic.Int64            // bytes, as the initiators were told
+	unkicked      atomic.Bool             // something may wait for a Kick of the device
+	reservationMu sync.Mutex              // one PERSISTENT RESERVE OUT at a time; taken before mu
+
+	mu           sync.Mutex
+	tasks        taskSet
+	nexuses      map[*Nexus]struct{}
+	lost         map[NexusID]bool // closed nexuses that were not seen again
+	reserved     *Nexus           // holder of the SPC-2 reservation
+	reservations reservations
+	version      uint64      // of reservations, as the Store has it
+	groups       []PortGroup // as the initiators were told
+	attaching    bool
+	unattached   []*Command // wait for the volume
+}
+
+// serving is an attached device whose reservations are known.
+type serving struct{ dev target.Device }
+
+// NewLU makes a logical unit. It does not attach the volume.
+func NewLU(cfg Config) *LU {
+	if cfg.Reservations == nil {
+		cfg.Reservations = &MemoryStore{}
+	}
+	lu := &LU{cfg: cfg, nexuses: map[*Nexus]struct{}{}, lost: map[NexusID]bool{}}
+	lu.ctx, lu.cancel = context.WithCancel(context.Background())
+	lu.size.Store(cfg.Backend.Geometry().Size)
+	lu.groups = cloneGroups(cfg.Backend.Groups())
+	return lu
+}
+
+// Close ends the use of the logical unit. Its nexuses must be closed first.
+func (lu *LU) Close() { lu.cancel() }
+
 // Transfer says how many bytes of data-in a command may return at most, and how
 // many of data-out it asks for. Both are bounded by TransferMax, whatever the
 // command says: one that asks for more is refused by Execute with no data. An
 // unknown command asks for none. At most one of the two is not zero.
-func (lu *LU) Transfer(cdb []byte) (in, out int) { return 0, 0 }
+func (lu *LU) Transfer(cdb []byte) (in, out int) {
+	op, _, _ := lookup(cdb)
+	if op == nil {
+		return 0, 0
+	}
+	block := lu.cfg.Backend.Geometry().BlockSize
+	if op.in != nil {
+		n := op.in(cdb, block)
+		if !op.medium || op.code == 0x9e {
+			n = min(n, ParameterMax)
+		}
+		if n <= TransferMax {
+			in = int(n)
+		}
+	}
+	if op.out != nil {
+		n := op.out(cdb, block)
+		if n <= TransferMax && (op.medium || n <= ParameterMax) {
+			out = int(n)
+		}
+	}
+	return in, out
+}
+
+// device is the attached volume, nil if it must be attached first, or the
+// reservations read.
+func (lu *LU) device() target.Device {
+	d := lu.cfg.Backend.Device()
+	if d == nil {
+		return nil
+	}
+	if s := lu.serving.Load(); s != nil && s.dev == d {
+		return d
+	}
+	return nil
+}
+
+// capacity is the number of blocks and their size in bytes.
+func (lu *LU) capacity() (blocks uint64, block int) {
+	if d := lu.device(); d != nil {
+		return uint64(d.Size()) / uint64(d.BlockSize()), d.BlockSize()
+	}
+	g := lu.cfg.Backend.Geometry()
+	return uint64(g.Size) / uint64(g.BlockSize), g.BlockSize
+}
+
+// start carries out a command that nothing older keeps from it.
+func (c *Command) start() {
+	if c.t.op.medium {
+		dev := c.lu().device()
+		if dev == nil {
+			c.lu().attach(c)
+			return
+		}
+		c.t.dev = dev
+	}
+	c.begun()
+}
+
+// begun carries c out, unless a reservation came up while it waited.
+func (c *Command) begun() {
+	if c.t.n.denied(c) {
+		c.conflict()
+		return
+	}
+	c.t.op.run(c)
+}
+
+// attach begins c once the volume is attached. One goroutine attaches for all.
+func (lu *LU) attach(c *Command) {
+	lu.mu.Lock()
+	lu.unattached = append(lu.unattached, c)
+	first := !lu.attaching
+	lu.attaching = true
+	lu.mu.Unlock()
+	if first {
+		go lu.attachAll()
+	}
+}
+
+func (lu *LU) attachAll() {
+	dev, err := lu.attachNow()
+	lu.mu.Lock()
+	cs := lu.unattached
+	lu.unattached, lu.attaching = nil, false
+	lu.mu.Unlock()
+	for _, c := range cs {
+		if err != nil {
+			c.failError(err)
+			continue
+		}
+		c.t.dev = dev
+		c.begun()
+	}
+	lu.Kick()
+}
+
+// attachNow attaches the volume and reads who may use it, in this order: what
+// another node saves after that is passed to ReservationsChanged.
+func (lu *LU) attachNow() (target.Device, error) {
+	dev, err := lu.cfg.Backend.Attach(lu.ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := lu.load(lu.ctx); err != nil {
+		return nil, err
+	}
+	lu.serving.Store(&serving{dev})
+	return dev, nil
+}
 
 // Kick tells that the transport has no further command at hand: what was
 // batched must get going. Cheap when there is nothing.
-func (lu *LU) Kick() {}
+func (lu *LU) Kick() {
+	if lu.unkicked.Load() && lu.unkicked.CompareAndSwap(true, false) {
+		if s := lu.serving.Load(); s != nil {
+			s.dev.Kick()
+		}
+	}
+}
 
 // Changed tells that Geometry or Groups may say something new; the initiators
 // are told with unit attentions. A change of size is also noticed by the next
 // command.
-func (lu *LU) Changed() {}
+func (lu *LU) Changed() {
+	blocks, block := lu.capacity()
+	groups := lu.cfg.Backend.Groups()
+	size := int64(blocks) * int64(block)
+	lu.mu.Lock()
+	defer lu.mu.Unlock()
+	resized := lu.size.Swap(size) != size
+	moved := !slices.EqualFunc(lu.groups, groups, func(a, b PortGroup) bool {
+		return a.ID == b.ID && a.State == b.State && slices.Equal(a.Ports, b.Ports)
+	})
+	if moved {
+		lu.groups = cloneGroups(groups)
+	}
+	for n := range lu.nexuses {
+		if resized {
+			n.notify(attentionCapacity)
+		}
+		if moved {
+			n.notify(attentionAccess)
+		}
+	}
+}
 
-// ReservationsChanged tells that another node saved state with version in the
-// Store. When it returns, every command that begins is held to it. Invalid: the
-// state cannot be read; then no command that a reservation could forbid is carried out.
-func (lu *LU) ReservationsChanged(state []byte, version uint64) error { return nil }
+func cloneGroups(gs []PortGroup) []PortGroup {
+	out := slices.Clone(gs)
+	for i := range out {
+		out[i].Ports = slices.Clone(out[i].Ports)
+	}
+	return out
+}
+
+// notifyOthers makes a unit attention pending for all nexuses but by.
+func (lu *LU) notifyOthers(by *Nexus, s sense) {
+	lu.mu.Lock()
+	defer lu.mu.Unlock()
+	for n := range lu.nexuses {
+		if n != by {
+			n.notify(s)
+		}
+	}
+}
 
 // Reset is LOGICAL UNIT RESET, and what a target reset does to each logical
 // unit: all commands are aborted, SPC-2 reservations end, mode parameters return
 // to their defaults. by is the nexus it came by, or nil. done runs once, when
 // nothing of the aborted commands can take effect any more.
-func (lu *LU) Reset(by *Nexus, done func()) { done() }
-
-// Close ends the use of the logical unit. Its nexuses must be closed first.
-func (lu *LU) Close() {}
-
-// LU is one logical unit: the device server and task manager of one volume on
-// one node. Methods may be called concurrently.
-type LU struct {
-	cfg Config
-}
-
-// NewLU makes a logical unit. It does not attach the volume.
-func NewLU(cfg Config) *LU { return &LU{cfg: cfg} }
-
-func (lu *LU) execute(_ *Nexus, c *Command) {
-	lu.cfg.Log.Debug("command", "name", Name(c.CDB))
-	c.Done(c)
+func (lu *LU) Reset(by *Nexus, done func()) {
+	lu.mu.Lock()
+	lu.reserved = nil
+	lu.descriptors.Store(false)
+	lu.writeProtect.Store(false)
+	lu.enforce()
+	lu.mu.Unlock()
+	lu.notifyOthers(by, attentionReset)
+	lu.abort(func(*Command) bool { return true }, func(int) { done() })
 }

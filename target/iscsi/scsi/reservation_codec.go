@@ -1,0 +1,176 @@
+package scsi
+
+import (
+	"encoding/binary"
+
+	"github.com/gabion-storage/gabion/internal/fault"
+)
+
+// The state of reservations in a Store. All numbers are big-endian.
+//
+//	 0      version, 1
+//	 1      flags: 1 APTPL, 2 the last change aborts commands
+//	 2      type of the reservation, 0 none
+//	 3      0
+//	 4..7   PRGENERATION
+//	 8..9   index of the holder; 0xffff none, or all registrants
+//	10..11  n registrations: nexus, key (8), flags (1: 1 ALL_TG_PT)
+//	12..13  m notices: nexus, which (1: 1 preempted, 2 released, 3 registrations)
+//
+// A nexus is the relative target port (2), the ISID (6), the length of the
+// initiator's name (1) and the name. Nothing follows.
+const (
+	stateVersion = 1
+	stateHeader  = 14
+	holderNone   = 0xffff
+)
+
+var noticeCodes = [...]sense{1: attentionPreempted, 2: attentionReleased, 3: attentionRegistrations}
+
+func encodeReservations(s *reservations) []byte {
+	b := make([]byte, stateHeader, stateHeader+(len(s.registered)+len(s.notices))*64)
+	b[0], b[2] = stateVersion, s.kind
+	if s.aptpl {
+		b[1] |= 1
+	}
+	if s.abort {
+		b[1] |= 2
+	}
+	binary.BigEndian.PutUint32(b[4:], s.generation)
+	holder := uint16(holderNone)
+	if s.kind != 0 && !allRegistrants(s.kind) {
+		holder = uint16(s.holder)
+	}
+	binary.BigEndian.PutUint16(b[8:], holder)
+	binary.BigEndian.PutUint16(b[10:], uint16(len(s.registered)))
+	binary.BigEndian.PutUint16(b[12:], uint16(len(s.notices)))
+	for _, r := range s.registered {
+		b = appendNexus(b, r.nexusKey)
+		b = binary.BigEndian.AppendUint64(b, r.key)
+		b = append(b, flag(r.allPorts, 1))
+	}
+	for _, n := range s.notices {
+		b = appendNexus(b, n.nexusKey)
+		for code, which := range noticeCodes {
+			if code > 0 && which == n.which {
+				b = append(b, byte(code))
+			}
+		}
+	}
+	return b
+}
+
+func appendNexus(b []byte, k nexusKey) []byte {
+	b = binary.BigEndian.AppendUint16(b, k.port)
+	b = append(b, k.id.ISID[:]...)
+	b = append(b, byte(len(k.id.Initiator)))
+	return append(b, k.id.Initiator...)
+}
+
+func flag(set bool, bit byte) byte {
+	if set {
+		return bit
+	}
+	return 0
+}
+
+// stateReader reads b and remembers the first thing that is wrong.
+type stateReader struct {
+	b   []byte
+	bad string
+}
+
+func (r *stateReader) take(n int) []byte {
+	if len(r.b) < n {
+		r.fail("it is cut short")
+		return make([]byte, n)
+	}
+	p := r.b[:n]
+	r.b = r.b[n:]
+	return p
+}
+
+func (r *stateReader) fail(why string) {
+	if r.bad == "" {
+		r.bad = why
+	}
+}
+
+func (r *stateReader) nexus() nexusKey {
+	var k nexusKey
+	k.port = binary.BigEndian.Uint16(r.take(2))
+	copy(k.id.ISID[:], r.take(6))
+	n := int(r.take(1)[0])
+	if n == 0 || n > InitiatorNameMax {
+		r.fail("the length of a name is impossible")
+		return k
+	}
+	k.id.Initiator = string(r.take(n))
+	return k
+}
+
+// decodeReservations reads what encodeReservations wrote; empty is no
+// reservation. Corrupt: it is something else.
+func decodeReservations(b []byte) (reservations, error) {
+	var s reservations
+	if len(b) == 0 {
+		return s, nil
+	}
+	r := &stateReader{b: b}
+	h := r.take(stateHeader)
+	if h[0] != stateVersion || h[1]&^3 != 0 || h[3] != 0 || len(b) > ReservationStateMax {
+		r.fail("the header is unknown")
+	}
+	s.aptpl, s.abort, s.kind = h[1]&1 != 0, h[1]&2 != 0, h[2]
+	s.generation = binary.BigEndian.Uint32(h[4:])
+	holder := int(binary.BigEndian.Uint16(h[8:]))
+	n, m := int(binary.BigEndian.Uint16(h[10:])), int(binary.BigEndian.Uint16(h[12:]))
+	if n > registrationsMax || m > registrationsMax {
+		r.fail("there are too many registrations")
+	}
+	for range n {
+		if r.bad != "" {
+			break
+		}
+		g := registration{nexusKey: r.nexus()}
+		g.key = binary.BigEndian.Uint64(r.take(8))
+		flags := r.take(1)[0]
+		g.allPorts = flags == 1
+		if flags > 1 || g.key == 0 || s.find(g.nexusKey) >= 0 {
+			r.fail("a registration is impossible")
+		}
+		s.registered = append(s.registered, g)
+	}
+	for range m {
+		if r.bad != "" {
+			break
+		}
+		k := r.nexus()
+		code := int(r.take(1)[0])
+		if code == 0 || code >= len(noticeCodes) {
+			r.fail("a notice is unknown")
+			break
+		}
+		s.notices = append(s.notices, notice{k, noticeCodes[code]})
+	}
+	switch {
+	case s.kind == 0 || allRegistrants(s.kind):
+		if holder != holderNone || s.kind != 0 && n == 0 {
+			r.fail("the holder is impossible")
+		}
+		if s.kind != 0 {
+			s.holder = -1
+		}
+	case !validKind(s.kind) || holder >= n:
+		r.fail("the holder is impossible")
+	default:
+		s.holder = holder
+	}
+	if r.bad == "" && len(r.b) > 0 {
+		r.fail("bytes follow")
+	}
+	if r.bad != "" {
+		return reservations{}, fault.Newf(fault.Corrupt, "reservations decode", "", "%s", r.bad)
+	}
+	return s, nil
+}
