@@ -155,7 +155,7 @@ func BenchmarkTableGet(b *testing.B) {
 func BenchmarkTableSparse(b *testing.B) {
 	tab := bigTable(1 << 20)
 	for b.Loop() {
-		tab.Sparse(256, 1000)
+		tab.Sparse(0, 256, 1000)
 	}
 }
 

@@ -10,7 +10,7 @@ import (
 // A table snapshot or delta, little endian:
 //
 //	0   4  magic: "gtbs" snapshot, "gtbd" delta
-//	4   4  version, 1
+//	4   4  version: 1, or 2 with a section about snapshots after the records
 //	8   8  length of the whole in bytes
 //	16  8  sequence: transactions in the snapshot; for a delta, those before it
 //	24  8  count of records
@@ -29,10 +29,12 @@ const (
 	snapshotMagic = 'g' | 't'<<8 | 'b'<<16 | 's'<<24
 	deltaMagic    = 'g' | 't'<<8 | 'b'<<16 | 'd'<<24
 	tableVersion  = 1
-	tableHead     = 32
-	tableFoot     = 4
-	recordMin     = 2 // a count down: uvarint d, uvarint freed
-	extentMin     = 1 + 32 + 3
+	// tableVersionPast: a section about snapshots follows the records.
+	tableVersionPast = 2
+	tableHead        = 32
+	tableFoot        = 4
+	recordMin        = 2 // a count down: uvarint d, uvarint freed
+	extentMin        = 1 + 32 + 3
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -88,13 +90,14 @@ func (t *Table) Snapshot() []byte {
 			w.extent(&c.es[i])
 		}
 	}
+	w.pastSection(t.past, t.head)
 	return w.finish()
 }
 
 // Snapshot encodes the table as it will be after Commit.
 func (tx *Tx) Snapshot() []byte {
 	seq := tx.seq
-	if tx.effective() > 0 {
+	if tx.effective() {
 		seq++
 	}
 	w := newRecordWriter(snapshotMagic, seq, int(tx.sums().extents)*recordBytes)
@@ -118,6 +121,7 @@ func (tx *Tx) Snapshot() []byte {
 		}
 	}
 	put(extLimit)
+	w.pastSection(tx.lists())
 	return w.finish()
 }
 
@@ -134,6 +138,7 @@ func (tx *Tx) Delta() []byte {
 			w.countDown(c.e.Number, c.freed)
 		}
 	}
+	w.changeSection(tx)
 	return w.finish()
 }
 
@@ -171,6 +176,9 @@ func LoadTable(snapshot []byte, deltas ...[]byte) (*Table, error) {
 			d = rest
 		}
 	}
+	if err := t.checkPast(); err != nil {
+		return nil, err
+	}
 	return t, nil
 }
 
@@ -201,6 +209,9 @@ func (t *Table) loadSnapshot(r *recordReader) error {
 	}
 	b.add(buf)
 	t.chunks = b.chunks
+	if err := t.loadPast(r); err != nil {
+		return err
+	}
 	return r.end()
 }
 
@@ -231,6 +242,9 @@ func (t *Table) applyDelta(r *recordReader) error {
 		e.Live -= rec.freed
 		tx.touched[e.Number] = &touch{e: e, freed: rec.freed}
 	}
+	if err := tx.loadChange(r); err != nil {
+		return err
+	}
 	if err := r.end(); err != nil {
 		return err
 	}
@@ -240,10 +254,11 @@ func (t *Table) applyDelta(r *recordReader) error {
 
 // recordReader reads the records of one encoding whose frame was checked.
 type recordReader struct {
-	b     []byte
-	seq   uint64
-	count uint64 // records still to come
-	last  uint64
+	b       []byte
+	version uint32
+	seq     uint64
+	count   uint64 // records still to come
+	last    uint64
 }
 
 // openRecords checks the frame of the first encoding in b and splits it off.
@@ -254,8 +269,9 @@ func openRecords(magic uint32, b []byte) (*recordReader, []byte, error) {
 	if m := binary.LittleEndian.Uint32(b); m != magic {
 		return nil, nil, badTable("magic %08x instead of %08x", m, magic)
 	}
-	if v := binary.LittleEndian.Uint32(b[4:]); v != tableVersion {
-		return nil, nil, badTable("version %d is not known; this gabion reads version %d", v, tableVersion)
+	version := binary.LittleEndian.Uint32(b[4:])
+	if version != tableVersion && version != tableVersionPast {
+		return nil, nil, badTable("version %d is not known; this gabion reads versions %d and %d", version, tableVersion, tableVersionPast)
 	}
 	n := binary.LittleEndian.Uint64(b[8:])
 	if n < tableHead+tableFoot || n > uint64(len(b)) {
@@ -266,9 +282,10 @@ func openRecords(magic uint32, b []byte) (*recordReader, []byte, error) {
 		return nil, nil, badTable("the checksum does not match")
 	}
 	r := &recordReader{
-		b:     body[tableHead:],
-		seq:   binary.LittleEndian.Uint64(b[16:]),
-		count: binary.LittleEndian.Uint64(b[24:]),
+		b:       body[tableHead:],
+		version: version,
+		seq:     binary.LittleEndian.Uint64(b[16:]),
+		count:   binary.LittleEndian.Uint64(b[24:]),
 	}
 	if r.count > uint64(len(r.b)/recordMin) {
 		return nil, nil, badTable("%d records in %d bytes", r.count, len(r.b))

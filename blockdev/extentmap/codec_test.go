@@ -73,6 +73,45 @@ func goldenTx() *Tx {
 	return tx
 }
 
+// goldenPast is a table with two snapshots, and a change of it that drops one,
+// makes one and frees blocks of both.
+func goldenPast() *Tx {
+	tab := NewTable()
+	tx := tab.Begin()
+	tx.Add(newExtent(1, 256, 256))
+	tx.Add(newExtent(1000, 7, 7))
+	tx.Cut(1, 2000)
+	tx.Commit()
+	tx = tab.Begin()
+	tx.Free(Ptr{Ext: 1, Len: 1})
+	tx.Free(Ptr{Ext: 1, Len: 1})
+	tx.Add(newExtent(3000, 3, 3))
+	tx.Cut(5, 4000)
+	tx.Commit()
+	tx = tab.Begin()
+	tx.Free(Ptr{Ext: 3000, Len: 1})
+	tx.Free(Ptr{Ext: 1000, Len: 1})
+	tx.Commit()
+	tx = tab.Begin()
+	tx.Drop(1)
+	tx.Free(Ptr{Ext: 1000, Len: 1})
+	tx.Add(newExtent(5000, 1, 1))
+	tx.Cut(300, 70000)
+	return tx
+}
+
+// goldenSnapshots is a state with snapshots.
+func goldenSnapshots() *State {
+	s := goldenState()
+	s.SnapshotSeq = 9
+	s.Snapshots = []Snapshot{
+		{ID: 2, Name: "a", Root: Root{Level: 1}, Size: 1 << 20, Horizon: 1},
+		{ID: 9, Name: strings.Repeat("z", SnapshotNameMax), Root: Root{Ptr: Ptr{Ext: 76, Off: 4096, Len: 77, CRC: 5}, Level: 2},
+			Size: 10 << 30, Horizon: 1000, Created: 1 << 60},
+	}
+	return s
+}
+
 func goldenState() *State {
 	return &State{
 		Root: Root{Ptr: Ptr{Ext: 77, Off: 8192, Len: 4096, CRC: 0xdeadbeef}, Level: 2},
@@ -96,6 +135,10 @@ func TestGoldenBytes(t *testing.T) {
 	golden(t, "snapshot", tx.Snapshot())
 	golden(t, "delta", tx.Delta())
 	golden(t, "state", goldenState().Encode())
+	tx = goldenPast()
+	golden(t, "snapshot2", tx.Snapshot())
+	golden(t, "delta2", tx.Delta())
+	golden(t, "state2", goldenSnapshots().Encode())
 }
 
 func randomPage(rng *rand.Rand, fill int) *Page {
@@ -154,6 +197,8 @@ func TestDamageIsFound(t *testing.T) {
 		"snapshot": {tx.Snapshot(), func(b []byte) error { _, err := LoadTable(b); return err }},
 		"delta":    {tx.Delta(), func(b []byte) error { _, err := LoadTable(tx.t.Snapshot(), b); return err }},
 		"state":    {goldenState().Encode(), func(b []byte) error { _, err := DecodeState(b); return err }},
+		"delta2":   {goldenPast().Delta(), func(b []byte) error { _, err := LoadTable(goldenPast().t.Snapshot(), b); return err }},
+		"state2":   {goldenSnapshots().Encode(), func(b []byte) error { _, err := DecodeState(b); return err }},
 	} {
 		if err := c.decode(c.b); err != nil {
 			t.Fatal(name, err)
@@ -207,7 +252,11 @@ func TestStateSurvivesEncoding(t *testing.T) {
 	for len(full.Table) < TableRefsMax {
 		full.Table = append(full.Table, TableRef{Number: uint64(len(full.Table)), Blocks: 1, Kind: TableDelta, Length: 1})
 	}
-	for _, s := range []*State{{NextExt: 1}, goldenState(), full} {
+	full.SnapshotSeq = 1 << 40
+	for i := range SnapshotsMax {
+		full.Snapshots = append(full.Snapshots, Snapshot{ID: uint64(i + 1), Name: strings.Repeat("n", SnapshotNameMax-1) + string(rune('0'+i)), Horizon: 5})
+	}
+	for _, s := range []*State{{NextExt: 1}, {NextExt: 1, SnapshotSeq: 2}, goldenState(), goldenSnapshots(), full} {
 		b := s.Encode()
 		got, err := DecodeState(b)
 		if err != nil || !reflect.DeepEqual(got, s) || len(b) > StateMax {
@@ -242,8 +291,21 @@ func TestStateRefusesWhatCannotBe(t *testing.T) {
 		"empty piece":       func(s *State) { s.Table[0].Length = 0 },
 		"piece too long":    func(s *State) { s.Table[0].Length++ },
 		"piece of 0 blocks": func(s *State) { s.Table[0].Blocks = 0 },
+		"snapshot id 0":     func(s *State) { s.Snapshots[0].ID = 0 },
+		"snapshot id":       func(s *State) { s.Snapshots[1].ID = 10 },
+		"snapshot order":    func(s *State) { s.Snapshots[0].ID = 9 },
+		"snapshot level":    func(s *State) { s.Snapshots[0].Root.Level = LevelMax + 1 },
+		"snapshot root":     func(s *State) { s.Snapshots[1].Root.Ptr.Off = offLimit },
+		"snapshot horizon":  func(s *State) { s.Snapshots[1].Horizon = 76 },
+		"horizon to come":   func(s *State) { s.Snapshots[1].Horizon = 1001 },
+		"horizon 0":         func(s *State) { s.Snapshots[0].Horizon = 0 },
+		"horizon back":      func(s *State) { s.Snapshots[0].Horizon = 1000; s.Snapshots[1].Horizon = 999 },
+		"snapshot size":     func(s *State) { s.Snapshots[0].Size = SizeMax + 1 },
+		"snapshot created":  func(s *State) { s.Snapshots[0].Created = -1 },
+		"snapshot name":     func(s *State) { s.Snapshots[0].Name = "" },
+		"snapshot twice":    func(s *State) { s.Snapshots[0].Name = s.Snapshots[1].Name },
 	} {
-		s := goldenState()
+		s := goldenSnapshots()
 		change(s)
 		if !panics(func() { s.Encode() }) {
 			t.Errorf("%s: it was encoded", name)
@@ -283,6 +345,7 @@ func unfoot(b []byte) []byte { return b[:len(b)-4] }
 func FuzzSnapshot(f *testing.F) {
 	f.Add(unfoot(goldenTx().Snapshot()))
 	f.Add(unfoot(NewTable().Snapshot()))
+	f.Add(unfoot(goldenPast().Snapshot()))
 	padded := slices.Insert(bytes.Clone(unfoot(goldenTx().t.Snapshot())), tableHead+1, 0)
 	padded[tableHead] |= 0x80 // the first number with a byte more than it needs
 	f.Add(padded)
@@ -324,6 +387,7 @@ func FuzzDelta(f *testing.F) {
 func FuzzState(f *testing.F) {
 	f.Add(unfoot(goldenState().Encode()))
 	f.Add(unfoot((&State{NextExt: 1}).Encode()))
+	f.Add(unfoot(goldenSnapshots().Encode()))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		b = binary.LittleEndian.AppendUint32(bytes.Clone(b), crc32.Checksum(b, castagnoli))
 		s, err := DecodeState(b)

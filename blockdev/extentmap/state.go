@@ -19,6 +19,11 @@ type State struct {
 	Table       []TableRef // the stored extent table: a snapshot, if any, then deltas
 	LiveBlocks  int64      // data and page blocks that the map uses
 	StoredBytes int64      // encoded bytes of all extents of the volume
+
+	// Snapshots, oldest first, at most SnapshotsMax. SnapshotSeq counts the
+	// creations and deletions there were; a new snapshot takes the count as its id.
+	Snapshots   []Snapshot
+	SnapshotSeq uint64
 }
 
 // TableRef is a table extent: one piece of the stored extent table.
@@ -43,19 +48,21 @@ const (
 // Len u32, CRC u32, level u32, size u64, next extent u64, epoch u64, live
 // blocks u64, stored bytes u64, count u32, then for each table extent number
 // u64, address 32, blocks u16, kind u16, bytes u32, length u32; at the end
-// CRC32C of everything before, u32.
+// CRC32C of everything before, u32. Version 2 is written once there was a
+// snapshot; it has the snapshots before the checksum (see Snapshot).
 const (
-	stateMagic   = 'g' | 'm'<<8 | 's'<<16 | 't'<<24
-	stateVersion = 1
-	stateHead    = 76
-	stateRef     = 52
-	stateFoot    = 4
+	stateMagic       = 'g' | 'm'<<8 | 's'<<16 | 't'<<24
+	stateVersion     = 1
+	stateVersionSnap = 2
+	stateHead        = 76
+	stateRef         = 52
+	stateFoot        = 4
 
 	// StateMax bounds an encoded State, in bytes.
 	StateMax = 64<<10 - 1
 	// TableRefsMax is how many table extents a State can name. Long before,
 	// the owner writes a new snapshot instead of one more delta.
-	TableRefsMax = (StateMax - stateHead - stateFoot) / stateRef
+	TableRefsMax = (StateMax - stateHead - snapsHead - SnapshotsMax*snapMax - stateFoot) / stateRef
 )
 
 // check returns what is wrong with s, nil if nothing is.
@@ -84,7 +91,7 @@ func (s *State) check() error {
 			return fmt.Errorf("table extent %d (number %d) has a field out of range or is out of order", i, r.Number)
 		}
 	}
-	return nil
+	return s.checkSnapshots()
 }
 
 // Encode gives the stored form, at most StateMax bytes. It panics if a field
@@ -100,7 +107,7 @@ func (s *State) encode() []byte {
 	le := binary.LittleEndian
 	b := make([]byte, 0, stateHead+len(s.Table)*stateRef+stateFoot)
 	b = le.AppendUint32(b, stateMagic)
-	b = le.AppendUint32(b, stateVersion)
+	b = le.AppendUint32(b, s.version())
 	b = le.AppendUint64(b, s.Root.Ptr.Ext)
 	b = le.AppendUint32(b, s.Root.Ptr.Off)
 	b = le.AppendUint32(b, uint32(s.Root.Ptr.Len))
@@ -121,6 +128,9 @@ func (s *State) encode() []byte {
 		b = le.AppendUint32(b, r.Bytes)
 		b = le.AppendUint32(b, r.Length)
 	}
+	if s.version() == stateVersionSnap {
+		b = s.appendSnapshots(b)
+	}
 	return le.AppendUint32(b, crc32.Checksum(b, castagnoli))
 }
 
@@ -133,8 +143,9 @@ func DecodeState(b []byte) (*State, error) {
 	if len(b) < stateHead+stateFoot || len(b) > StateMax {
 		return bad("it has %d bytes", len(b))
 	}
-	if m, v := le.Uint32(b), le.Uint32(b[4:]); m != stateMagic || v != stateVersion {
-		return bad("magic %08x version %d; this gabion reads version %d", m, v, stateVersion)
+	m, version := le.Uint32(b), le.Uint32(b[4:])
+	if m != stateMagic || version != stateVersion && version != stateVersionSnap {
+		return bad("magic %08x version %d; this gabion reads versions %d and %d", m, version, stateVersion, stateVersionSnap)
 	}
 	body := b[:len(b)-stateFoot]
 	if crc32.Checksum(body, castagnoli) != le.Uint32(b[len(body):]) {
@@ -144,7 +155,8 @@ func DecodeState(b []byte) (*State, error) {
 	if length > BlockSize || level > LevelMax {
 		return bad("the root pointer is out of range")
 	}
-	if count > TableRefsMax || len(body) != stateHead+int(count)*stateRef {
+	refsEnd := stateHead + int(min(count, TableRefsMax))*stateRef
+	if count > TableRefsMax || len(body) < refsEnd || version == stateVersion && len(body) != refsEnd {
 		return bad("%d table extents in %d bytes", count, len(b))
 	}
 	s := &State{
@@ -158,7 +170,7 @@ func DecodeState(b []byte) (*State, error) {
 		LiveBlocks:  int64(le.Uint64(b[56:])),
 		StoredBytes: int64(le.Uint64(b[64:])),
 	}
-	for p := body[stateHead:]; len(p) > 0; p = p[stateRef:] {
+	for p := body[stateHead:refsEnd]; len(p) > 0; p = p[stateRef:] {
 		r := TableRef{Number: le.Uint64(p), Blocks: le.Uint16(p[40:]), Bytes: le.Uint32(p[44:]), Length: le.Uint32(p[48:])}
 		copy(r.Addr[:], p[8:40])
 		kind := le.Uint16(p[42:])
@@ -167,6 +179,11 @@ func DecodeState(b []byte) (*State, error) {
 		}
 		r.Kind = uint8(kind)
 		s.Table = append(s.Table, r)
+	}
+	if version == stateVersionSnap {
+		if err := s.decodeSnapshots(body[refsEnd:]); err != nil {
+			return bad("%v", err)
+		}
 	}
 	if err := s.check(); err != nil {
 		return nil, fault.New(fault.Corrupt, "decode volume state", "", err)

@@ -43,6 +43,9 @@ type Table struct {
 	mu     sync.RWMutex // guards all below against Commit, which holds it for some 10 µs at a time
 	chunks []chunk      // by ascending first; the slice is replaced, not changed
 	sum    sums
+	past   []interval // snapshots, oldest first; the slice is replaced, not changed
+	head   deadlist   // blocks that the newest snapshot has and the map has not
+	held   int64      // blocks on all deadlists
 }
 
 // sums are the totals over a table's extents.
@@ -105,9 +108,12 @@ func (t *Table) Stats() (extents int, blocks, live, bytes int64) {
 // All calls f for every extent by ascending number until it returns false. No
 // lock is held during f; a Commit meanwhile may or may not be seen, extent by
 // extent.
-func (t *Table) All(f func(Extent) bool) {
+func (t *Table) All(f func(Extent) bool) { t.allFrom(0, f) }
+
+// allFrom is All from a number on.
+func (t *Table) allFrom(next uint64, f func(Extent) bool) {
 	buf := make([]Extent, 0, ChunkExtents)
-	for next := uint64(0); ; {
+	for {
 		buf = t.copyFrom(next, buf[:0])
 		if len(buf) == 0 {
 			return
@@ -136,15 +142,29 @@ func (t *Table) copyFrom(number uint64, buf []Extent) []Extent {
 	return buf
 }
 
-// Sparse returns up to max extents with live blocks, of which at most
-// maxLivePermille of a thousand are live, the sparsest first and of equals the
-// oldest. It looks at the whole table.
-func (t *Table) Sparse(max int, maxLivePermille int) []Extent {
+// StatsFrom are the blocks stored and live in the extents from number on.
+func (t *Table) StatsFrom(number uint64) (blocks, live int64) {
+	if number == 0 {
+		_, blocks, live, _ = t.Stats()
+		return blocks, live
+	}
+	t.allFrom(number, func(e Extent) bool {
+		blocks += int64(e.Blocks)
+		live += int64(e.Live)
+		return true
+	})
+	return blocks, live
+}
+
+// Sparse returns up to max extents with live blocks and numbers from from on, of
+// which at most maxLivePermille of a thousand are live, the sparsest first and
+// of equals the oldest. It looks at the whole table from there.
+func (t *Table) Sparse(from uint64, max int, maxLivePermille int) []Extent {
 	if max <= 0 {
 		return nil
 	}
 	var worst sparseHeap // the densest of those kept on top
-	t.All(func(e Extent) bool {
+	t.allFrom(from, func(e Extent) bool {
 		if e.Live == 0 || int64(e.Live)*1000 > int64(maxLivePermille)*int64(e.Blocks) {
 			return true
 		}

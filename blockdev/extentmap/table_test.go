@@ -75,7 +75,7 @@ func (c counts) checkSparse(t *testing.T, tab *Table, rng *rand.Rand) {
 		return int(a.Live)*int(b.Blocks) - int(b.Live)*int(a.Blocks)
 	})
 	most := rng.IntN(40)
-	if got := tab.Sparse(most, permille); !slices.Equal(got, want[:min(most, len(want))]) {
+	if got := tab.Sparse(0, most, permille); !slices.Equal(got, want[:min(most, len(want))]) {
 		t.Fatalf("the sparsest %d of at most %d permille are wrong", most, permille)
 	}
 }
@@ -329,7 +329,7 @@ func TestGetDuringCommit(t *testing.T) {
 				}
 				if rng.IntN(500) == 0 {
 					tab.Stats()
-					tab.Sparse(10, 900)
+					tab.Sparse(0, 10, 900)
 				}
 			}
 		})
@@ -395,4 +395,18 @@ func heapNow() int64 {
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
 	return int64(m.HeapAlloc)
+}
+
+// TestExtentThatNeverLivedHasNoPlace adds one among extents that stay as they are.
+func TestExtentThatNeverLivedHasNoPlace(t *testing.T) {
+	tab := NewTable()
+	tx := tab.Begin()
+	tx.Add(newExtent(1, 9, 9))
+	tx.Add(newExtent(5, 9, 9))
+	tx.Commit()
+	tx = tab.Begin()
+	tx.Free(Ptr{Ext: 1, Len: 1})
+	tx.Add(newExtent(3, 4, 0))
+	tx.Commit()
+	counts{1: newExtent(1, 9, 8), 5: newExtent(5, 9, 9)}.check(t, tab, 10)
 }

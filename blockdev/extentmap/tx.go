@@ -17,6 +17,12 @@ type Tx struct {
 	err     error
 	sorted  []*touch // by number; nil when touched changed since
 	done    bool
+
+	past    []interval // as Drop leaves them; shared with the table until Commit
+	head    deadlist   // likewise
+	dropped []uint64   // ids, in order
+	held    deadlist   // what Free adds to head
+	cut     *interval  // made at the end
 }
 
 // touch is one extent as the Tx leaves it.
@@ -28,7 +34,7 @@ type touch struct {
 
 // Begin starts a change.
 func (t *Table) Begin() *Tx {
-	return &Tx{t: t, seq: t.seq, touched: make(map[uint64]*touch)}
+	return &Tx{t: t, seq: t.seq, touched: make(map[uint64]*touch), past: t.past, head: t.head}
 }
 
 // Err is the first rule that a call on the Tx broke, nil if none: kind Invalid
@@ -62,30 +68,39 @@ func (tx *Tx) Add(e Extent) {
 	tx.sorted = nil
 }
 
-// Free counts down one live block, the one p names, of extent p.Ext, which is
-// in the table or was added in this Tx. A hole is nothing to free.
+// Free tells that the map no longer uses the block that p names, in extent
+// p.Ext, which is in the table or was added in this Tx. A block that may be a
+// snapshot's is kept; any other is counted down. A hole is nothing to free.
 func (tx *Tx) Free(p Ptr) {
-	if p.IsHole() {
-		return
+	switch {
+	case p.IsHole():
+	case p.Ext < horizonOf(tx.past):
+		tx.hold(p.Ext)
+	default:
+		tx.countDown(p.Ext, 1)
 	}
-	c := tx.touched[p.Ext]
+}
+
+// countDown counts down n live blocks of an extent.
+func (tx *Tx) countDown(number uint64, n uint16) {
+	c := tx.touched[number]
 	if c == nil {
-		e, ok := tx.t.Get(p.Ext)
+		e, ok := tx.t.Get(number)
 		if !ok {
-			tx.fail(fault.Corrupt, "a block of extent %d is freed, which is not in the table", p.Ext)
+			tx.fail(fault.Corrupt, "a block of extent %d is freed, which is not in the table", number)
 			return
 		}
 		c = &touch{e: e}
-		tx.touched[p.Ext] = c
+		tx.touched[number] = c
 		tx.sorted = nil
 	}
-	if c.e.Live == 0 {
-		tx.fail(fault.Corrupt, "more blocks of extent %d are freed than were live", p.Ext)
+	if c.e.Live < n {
+		tx.fail(fault.Corrupt, "more blocks of extent %d are freed than were live", number)
 		return
 	}
-	c.e.Live--
+	c.e.Live -= n
 	if !c.added {
-		c.freed++
+		c.freed += n
 	}
 }
 
@@ -144,14 +159,9 @@ func (tx *Tx) sums() sums {
 // that came and died in the same Tx leaves no trace.
 func (c *touch) counts() bool { return !c.added || c.e.Live > 0 }
 
-func (tx *Tx) effective() int {
-	n := 0
-	for _, c := range tx.changes() {
-		if c.counts() {
-			n++
-		}
-	}
-	return n
+// effective reports whether there is anything to remember.
+func (tx *Tx) effective() bool {
+	return tx.listsChange() || slices.ContainsFunc(tx.changes(), (*touch).counts)
 }
 
 // CommitBatch is how many live counts Commit changes under the lock at a time.
@@ -168,9 +178,10 @@ func (tx *Tx) Commit() {
 	}
 	tx.done = true
 	cs := tx.changes()
-	if tx.effective() == 0 {
+	if !tx.effective() {
 		return
 	}
+	tx.commitLists()
 	// Only the owner changes chunks, so it may read them without the lock.
 	var inPlace []*touch
 	rebuilt := false
@@ -188,7 +199,11 @@ func (tx *Tx) Commit() {
 			}
 			b.merge(old, mine)
 		case c >= 0:
-			inPlace = append(inPlace, mine...)
+			for _, m := range mine {
+				if m.counts() { // what came and died in this Tx has no place
+					inPlace = append(inPlace, m)
+				}
+			}
 			b.chunks = append(b.chunks, t.chunks[c])
 		}
 	}
