@@ -11,6 +11,7 @@ import (
 	"github.com/gabion-storage/gabion/internal/fault"
 	"github.com/gabion-storage/gabion/internal/ident"
 	"github.com/gabion-storage/gabion/overlay"
+	"github.com/gabion-storage/gabion/quorum"
 )
 
 // A checkpoint folds the frozen tail into the map:
@@ -83,12 +84,8 @@ func (v *Volume) judge(err error) {
 // Checkpoint folds the tail now and waits for it. Kinds: Unavailable, NoSpace,
 // Fenced, Timeout.
 func (v *Volume) Checkpoint(ctx context.Context) error {
-	for !v.checkpointing.CompareAndSwap(false, true) {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(10 * time.Millisecond):
-		}
+	if err := v.claimCheckpoint(ctx); err != nil {
+		return err
 	}
 	defer v.unstall()
 	defer v.checkpointing.Store(false)
@@ -115,21 +112,38 @@ func (v *Volume) unstall() {
 // dirty reports whether a tail says anything.
 func dirty(t *tail.Tail) bool { return t.Entries() > 0 || t.Zeros() > 0 }
 
-func (v *Volume) freeze() {
+// freeze gives the active tail to a checkpoint, if it says anything or always.
+// always adds an entry to an empty one: a checkpoint that lets no entry go is
+// none to the members.
+func (v *Volume) freeze(always bool) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if v.frozen == nil && dirty(v.active) {
+	if always && v.frozen == nil && !dirty(v.active) {
+		body := make([]byte, entryHead)
+		putEntryHead(body, opNothing, 0, 1)
+		if _, err := v.log.Propose(quorum.EntryData, body); err != nil {
+			return // the attachment is over, as the wait for the entry will tell
+		}
+	}
+	if v.frozen == nil && (always || dirty(v.active)) {
 		v.frozen, v.frozenTo = v.active, v.log.Next()-1
 		v.looseFrozen, v.looseActive, v.looseBytes = v.looseActive, nil, 0
 		v.active = tail.New()
 	}
 }
 
-func (v *Volume) checkpoint(ctx context.Context) error {
-	v.freeze()
+func (v *Volume) checkpoint(ctx context.Context) error { return v.checkpointWith(ctx, nil) }
+
+// checkpointWith folds the tail and changes the snapshots as change says, which
+// may be nil.
+func (v *Volume) checkpointWith(ctx context.Context, change *snapshotChange) error {
+	v.freeze(change != nil)
 	v.mu.RLock()
 	frozen, upTo := v.frozen, v.frozenTo
 	v.mu.RUnlock()
+	if frozen == nil && change != nil {
+		return fault.Newf(fault.Unavailable, "volume.checkpoint", v.cfg.Name, "its log takes no entry")
+	}
 	if frozen == nil {
 		return nil
 	}
@@ -138,9 +152,10 @@ func (v *Volume) checkpoint(ctx context.Context) error {
 	if err := v.pend.waitDurable(ctx, upTo); err != nil {
 		return err
 	}
-	err := v.fold(ctx, v.newFold(frozen, upTo))
-	if fault.Is(err, fault.NoSpace) {
-		err = v.foldInParts(ctx, frozen, upTo, err)
+	err := v.fold(ctx, v.newFold(frozen, upTo, change))
+	if fault.Is(err, fault.NoSpace) && (change == nil || change.create == nil) {
+		// A snapshot is of the whole tail. One that is given up makes room.
+		err = v.foldInParts(ctx, frozen, upTo, change, err)
 	}
 	return err
 }
@@ -181,6 +196,7 @@ func (f *fold) install(st *extentmap.State) []ident.Addr {
 	v.mu.Lock()
 	f.tx.Commit()
 	v.root, v.tableRefs = st.Root, st.Table
+	v.setSnapshots(st.Snapshots, st.SnapshotSeq)
 	if !mutated("stale-map") {
 		v.mapGen++
 	}

@@ -40,12 +40,23 @@ type fold struct {
 	oldRefs  []ident.Addr // table extents replaced by a new snapshot
 	lean     bool         // move nothing out of sparse extents
 	partial  bool         // part of the tail, to get room for the rest
+	snaps    []extentmap.Snapshot
+	snapSeq  uint64
+	change   *snapshotChange // nil for none
 }
 
-func (v *Volume) newFold(t *tail.Tail, to uint64) *fold {
+func (v *Volume) newFold(t *tail.Tail, to uint64, change *snapshotChange) *fold {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
-	return &fold{v: v, tail: t, from: v.foldFrom, to: to, root: v.root, refs: v.tableRefs, tx: v.table.Begin()}
+	f := &fold{v: v, tail: t, from: v.foldFrom, to: to, root: v.root, refs: v.tableRefs, tx: v.table.Begin(),
+		snaps: v.stored(), snapSeq: v.snapSeq, change: change}
+	if change != nil {
+		f.lean = true // somebody waits for it
+		if change.drop != 0 {
+			f.tx.Drop(change.drop)
+		}
+	}
+	return f
 }
 
 // number draws the next extent number; its fate is open until install or abandon.
@@ -111,6 +122,7 @@ func (f *fold) run(ctx context.Context) (*extentmap.State, error) {
 	for _, x := range f.pack.done {
 		f.tx.Add(extentmap.Extent{Number: x.number, Addr: x.addr, Blocks: x.blocks, Live: x.blocks, Bytes: x.bytes})
 	}
+	snaps, seq := f.snapshotsAfter(root, v.nextNumber())
 	if err := f.tx.Err(); err != nil {
 		return nil, err
 	}
@@ -121,11 +133,16 @@ func (f *fold) run(ctx context.Context) (*extentmap.State, error) {
 	if err != nil {
 		return nil, err
 	}
-	v.mu.RLock()
-	next := v.nextExt
-	v.mu.RUnlock()
 	_, _, live, stored := f.tx.Stats()
-	return &extentmap.State{Root: root, Size: v.Size(), NextExt: next, Epoch: v.epoch, Table: refs, LiveBlocks: live, StoredBytes: stored}, nil
+	return &extentmap.State{Root: root, Size: v.Size(), NextExt: v.nextNumber(), Epoch: v.epoch, Table: refs, LiveBlocks: live, StoredBytes: stored,
+		Snapshots: snaps, SnapshotSeq: seq}, nil
+}
+
+// nextNumber is above every extent number drawn up to now.
+func (v *Volume) nextNumber() uint64 {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return v.nextExt
 }
 
 // packTail packs the live blocks of the tail in order of their place, so that
@@ -169,10 +186,12 @@ func (f *fold) packTail() ([]extentmap.Range, []extentmap.Change, error) {
 }
 
 // compact moves the live blocks out of sparse extents while more than the
-// allowed share of what is stored is dead.
+// allowed share of what is stored is dead. What a snapshot may name stays where
+// it is and does not count.
 func (f *fold) compact(ctx context.Context, zeros []extentmap.Range, changes []extentmap.Change) ([]extentmap.Owner, []extentmap.Change, error) {
 	v := f.v
-	_, blocks, live, _ := v.table.Stats()
+	horizon := v.table.Horizon()
+	blocks, live := v.table.StatsFrom(horizon)
 	// What this checkpoint adds counts too: as a rule it replaces as much, and
 	// so leaves as many dead blocks behind.
 	excess := blocks + int64(len(changes)) - live*storedPerLivePermille/1000
@@ -190,7 +209,7 @@ func (f *fold) compact(ctx context.Context, zeros []extentmap.Range, changes []e
 	}
 	var moved []extentmap.Owner
 	var extra []extentmap.Change
-	for _, x := range v.table.Sparse(compactMax, int(sparse)) {
+	for _, x := range v.table.Sparse(horizon, compactMax, int(sparse)) {
 		if excess <= 0 {
 			break
 		}

@@ -117,7 +117,7 @@ func (v *Volume) maintainOnce(ctx context.Context) (complete bool, err error) {
 	if v.tight() {
 		v.startCheckpoint() // lets the members' logs go
 	}
-	gerr := v.growQuorum(ctx)
+	gerr := errors.Join(v.publishSnapshots(ctx), v.growQuorum(ctx))
 	complete, err = v.reconcile(ctx)
 	return complete && gerr == nil, errors.Join(gerr, err)
 }

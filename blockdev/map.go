@@ -3,6 +3,7 @@ package blockdev
 import (
 	"context"
 	"errors"
+	"slices"
 
 	"github.com/gabion-storage/gabion/blockdev/extentmap"
 	"github.com/gabion-storage/gabion/blockdev/tail"
@@ -25,19 +26,29 @@ func (v *Volume) Map(ctx context.Context, off, n int64, snapshot string, limit i
 	if err := v.check("map", off, n); err != nil {
 		return dst, err
 	}
-	if snapshot != "" {
-		return dst, fault.Newf(fault.NotFound, "volume.map", v.cfg.Name, "it has no snapshot %q", snapshot)
-	}
-	m := mapping{sort: &allocated, limit: limit, off: off, end: off + n}
-	return v.mapRange(ctx, m, true, dst)
+	return v.mapRange(ctx, mapping{snapshot: snapshot, limit: limit, off: off, end: off + n}, dst)
 }
 
 // Snapshots implements target.Mapper.
-func (v *Volume) Snapshots() []string { return nil }
+func (v *Volume) Snapshots() []string { return v.snapshotNames(0) }
 
-// mapRange runs m over the live volume (live), or over a root that does not
-// change, and checks the right to answer at the end, as ReadAt does.
-func (v *Volume) mapRange(ctx context.Context, m mapping, live bool, dst []target.Stretch) ([]target.Stretch, error) {
+// snapshotNames are the names of the snapshots older than one, or of all for 0,
+// sorted.
+func (v *Volume) snapshotNames(before uint64) []string {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	var names []string
+	for _, s := range v.snaps {
+		if before == 0 || s.ID < before {
+			names = append(names, s.Name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// mapRange runs m and checks the right to answer at the end, as ReadAt does.
+func (v *Volume) mapRange(ctx context.Context, m mapping, dst []target.Stretch) ([]target.Stretch, error) {
 	if m.off == m.end {
 		return dst, fault.Newf(fault.Invalid, "volume.map", v.cfg.Name, "an empty range has no stretches")
 	}
@@ -47,16 +58,22 @@ func (v *Volume) mapRange(ctx context.Context, m mapping, live bool, dst []targe
 	defer stop()
 	for {
 		m.dst, m.start = dst, len(dst)
-		gen := m.take(v, live)
-		err := m.run(waiting{v, ctx})
+		gen, err := m.take(v)
+		if err != nil {
+			return dst, err
+		}
+		err = m.run(waiting{v, ctx})
 		v.mu.RLock()
 		changed := v.mapGen != gen
 		v.mu.RUnlock()
 		if err != nil && changed && ctx.Err() == nil {
 			continue // a page that was looked for was freed meanwhile
 		}
-		if err == nil && live {
-			err = v.waitLease(ctx)
+		if err == nil && m.of == nil {
+			// What is told rests on entries up to the newest one.
+			if err = v.waitShowable(ctx, v.log.Next()-1); err == nil {
+				err = v.waitLease(ctx)
+			}
 		}
 		if gone := v.Err(); gone != nil {
 			err = gone
@@ -83,31 +100,50 @@ var (
 
 // mapping is one description under way.
 type mapping struct {
-	sort     *sortOf
-	since    extentmap.Root // what root is compared with
-	root     extentmap.Root
-	tails    []*tail.Tail // newest first; none for a snapshot
-	v        *Volume      // whose lock guards the tails
-	off, end int64        // bytes still to be described
+	of       *snapshot // what is described; nil for the live volume
+	snapshot string    // what it is compared with; "" for what is allocated
+	off, end int64     // bytes to be described
 	limit    int
-	dst      []target.Stretch
-	start    int // where the stretches of this description begin in dst
+
+	v     *Volume // whose lock guards the tails
+	sort  *sortOf
+	since extentmap.Root // what root is compared with
+	root  extentmap.Root
+	tails []*tail.Tail // newest first; none for a snapshot
+	dst   []target.Stretch
+	start int // where the stretches of this description begin in dst
 }
 
-// take takes the volume's present state and tells which it is.
-func (m *mapping) take(v *Volume, live bool) (gen uint64) {
+// take takes the present state and tells which it is. NotFound: no such
+// snapshot, or none that is older than what is described.
+func (m *mapping) take(v *Volume) (gen uint64, err error) {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
-	m.v = v
-	if live {
-		m.root, m.tails = v.root, m.tails[:0]
-		for _, t := range []*tail.Tail{v.active, v.frozen} {
-			if t != nil && dirty(t) {
-				m.tails = append(m.tails, t)
-			}
+	m.v, m.sort, m.since = v, &allocated, extentmap.Root{}
+	if m.snapshot != "" {
+		s := v.findSnapshot(m.snapshot)
+		if s == nil {
+			return 0, v.noSnapshot("volume.map", m.snapshot)
+		}
+		if m.of != nil && s.ID >= m.of.ID {
+			return 0, fault.Newf(fault.NotFound, "volume.map", v.cfg.Name, "snapshot %q is not older than %q", m.snapshot, m.of.Name)
+		}
+		m.sort, m.since = &dirtied, s.Root
+	}
+	if m.of != nil {
+		m.root = m.of.Root
+		return v.mapGen, nil
+	}
+	m.root, m.tails = v.root, m.tails[:0]
+	if m.snapshot != "" && mutated("dirty-without-tail") {
+		return v.mapGen, nil
+	}
+	for _, t := range []*tail.Tail{v.active, v.frozen} {
+		if t != nil && dirty(t) {
+			m.tails = append(m.tails, t)
 		}
 	}
-	return v.mapGen
+	return v.mapGen, nil
 }
 
 // errEnough ends a walk when there are as many stretches as were asked for.

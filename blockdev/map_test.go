@@ -52,7 +52,7 @@ func TestMapIsExact(t *testing.T) {
 				t.Fatal(err)
 			}
 		case k < 19:
-			r.v.freeze()
+			r.v.freeze(false)
 		default:
 			r.crash(true)
 		}

@@ -24,8 +24,8 @@ const reliefBytes = 128 << 10
 
 // foldInParts folds parts of the frozen tail for as long as each gives more
 // space back than it takes, then the rest without moving anything. It returns nil if all is folded, else
-// why the rest does not fit.
-func (v *Volume) foldInParts(ctx context.Context, frozen *tail.Tail, upTo uint64, why error) error {
+// why the rest does not fit. change, which may be nil, goes with the first part.
+func (v *Volume) foldInParts(ctx context.Context, frozen *tail.Tail, upTo uint64, change *snapshotChange, why error) error {
 	if mutated("no-relief") {
 		return why
 	}
@@ -34,12 +34,12 @@ func (v *Volume) foldInParts(ctx context.Context, frozen *tail.Tail, upTo uint64
 		if err != nil {
 			return err
 		}
-		f := v.newPart(frozen, upTo, early, budget)
+		f := v.newPart(frozen, upTo, change, early, budget)
 		switch err := v.fold(ctx, f); {
 		case err == nil && f.to == upTo:
 			return nil
 		case err == nil:
-			budget *= 2
+			budget, change = 2*budget, nil
 		case !fault.Is(err, fault.NoSpace):
 			return err
 		case budget > reliefBytes:
@@ -47,7 +47,7 @@ func (v *Volume) foldInParts(ctx context.Context, frozen *tail.Tail, upTo uint64
 		case budget > 0:
 			budget = 0
 		default:
-			f := v.newFold(frozen, upTo)
+			f := v.newFold(frozen, upTo, change)
 			f.early, f.lean = early, true
 			return v.fold(ctx, f)
 		}
@@ -85,8 +85,8 @@ func (v *Volume) superseded(ctx context.Context) ([]extentmap.Range, error) {
 
 // newPart plans the fold of the oldest entries, of about budget bytes; 0: of the
 // oldest one, and nothing is moved.
-func (v *Volume) newPart(frozen *tail.Tail, upTo uint64, early []extentmap.Range, budget int64) *fold {
-	f := v.newFold(frozen, upTo)
+func (v *Volume) newPart(frozen *tail.Tail, upTo uint64, change *snapshotChange, early []extentmap.Range, budget int64) *fold {
+	f := v.newFold(frozen, upTo, change)
 	f.early, f.partial, f.lean = early, true, budget == 0
 	var slots []uint64 // one for each block of data
 	_ = frozen.Fold(f.from).Each(func(block uint64, h tail.Hit) error {

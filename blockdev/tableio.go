@@ -41,11 +41,16 @@ func (f *fold) writeTable(ctx context.Context) ([]extentmap.TableRef, error) {
 			deltas += int64(r.Length)
 		}
 	}
-	if n < tableDeltasMax && deltas+int64(len(delta)) <= max(snap, 64<<10) {
+	room := len(f.refs)+len(delta)/tablePieceMax < extentmap.TableRefsMax
+	if n < tableDeltasMax && room && deltas+int64(len(delta)) <= max(snap, 64<<10) {
 		more, err := f.writePieces(ctx, tableDelta, delta)
 		return append(append([]extentmap.TableRef(nil), f.refs...), more...), err
 	}
-	refs, err := f.writePieces(ctx, tableSnapshot, f.tx.Snapshot())
+	snapshot := f.tx.Snapshot()
+	if (len(snapshot)+tablePieceMax-1)/tablePieceMax > extentmap.TableRefsMax {
+		return nil, fault.Newf(fault.NoSpace, "volume.checkpoint", f.v.cfg.Name, "its extent table has %d bytes; delete snapshots or data", len(snapshot))
+	}
+	refs, err := f.writePieces(ctx, tableSnapshot, snapshot)
 	for _, r := range f.refs {
 		f.oldRefs = append(f.oldRefs, r.Addr)
 	}

@@ -104,6 +104,9 @@ type Config struct {
 	Log     *slog.Logger
 
 	WriteCache WriteCache
+	// Publish makes a list of the volume's snapshots known in the pool, unless a
+	// list of that revision or a newer one is; nil to keep it here.
+	Publish func(ctx context.Context, list []SnapshotInfo, revision uint64) error
 
 	CheckpointBytes int64
 	TailBytes       int64
@@ -163,6 +166,8 @@ type Volume struct {
 	nextExt                  uint64
 	inflight                 map[uint64]struct{} // extent numbers whose fate is not decided
 	mapGen                   uint64              // counts changes of root
+	snaps                    []*snapshot         // oldest first; replaced, not changed
+	snapSeq                  uint64              // creations and deletions of snapshots
 	stalled                  []stalled           // operations that wait for room in the tail
 	full                     bool                // the last checkpoint found no space
 	err                      error               // set once: the attachment is over
@@ -210,6 +215,10 @@ func (v *Volume) open(ctx context.Context, log Log, rec *quorum.Recovered) error
 	if v.table, err = v.loadTable(ctx, st.Table); err != nil {
 		return err
 	}
+	if err := checkSnapshots(st, v.table); err != nil {
+		return err
+	}
+	v.setSnapshots(st.Snapshots, st.SnapshotSeq)
 	for _, e := range rec.Entries {
 		if e.Kind != quorum.EntryData {
 			continue
