@@ -301,7 +301,7 @@ func (s *session) part() {
 	}
 	s.parting = true // nobody else writes from here on
 	s.e.mu.Unlock()
-	if _, err := s.nc.Write(proto.AppendRequest(nil, proto.Request{Cmd: proto.CmdDisc})); err == nil {
+	if _, err := s.nc.Write(proto.Simple.AppendRequest(nil, proto.Request{Cmd: proto.CmdDisc})); err == nil {
 		<-s.dead
 	}
 }

@@ -115,9 +115,9 @@ func (s *session) send() {
 func (s *session) write(batch []*op) (err error) {
 	var h [proto.RequestSize]byte
 	for _, o := range batch {
-		r := proto.Request{Flags: o.flags, Cmd: o.cmd, Cookie: o.cookie, Offset: uint64(o.off), Length: uint32(o.n)}
+		r := proto.Request{Flags: o.flags, Cmd: o.cmd, Cookie: o.cookie, Offset: uint64(o.off), Length: uint64(o.n)}
 		if err == nil {
-			_, err = s.out.Write(proto.AppendRequest(h[:0], r))
+			_, err = s.out.Write(proto.Simple.AppendRequest(h[:0], r))
 		}
 		if err == nil && o.cmd == proto.CmdWrite {
 			_, err = s.out.Write(o.buf.b)
