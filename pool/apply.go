@@ -63,6 +63,9 @@ func apply(s *State, c Command) error {
 	if c.Swept != nil {
 		do = append(do, func() error { return swept(s, *c.Swept) })
 	}
+	if c.PutSetting != nil {
+		do = append(do, func() error { return putSetting(s, *c.PutSetting) })
+	}
 	if len(do) != 1 {
 		return invalid("pool.apply", c.ID, "a command has exactly one part; this one has %d", len(do))
 	}
@@ -161,6 +164,7 @@ func deleteVolume(s *State, d VolumeDeletion) error {
 	s.Deleted++
 	s.Tombstones = append(s.Tombstones, Tombstone{Seq: s.Deleted, ID: v.ID, Name: v.Name, Deleted: d.When})
 	s.Volumes = slices.Delete(s.Volumes, i, i+1)
+	dropSettings(s, v.ID)
 	return nil
 }
 

@@ -78,6 +78,9 @@ func (s *State) check() error {
 		!slices.IsSortedFunc(s.Volumes, func(a, b Volume) int { return strings.Compare(a.Name, b.Name) }):
 		return bad("a list is out of order")
 	}
+	if !settingsOK(s.Settings) {
+		return bad("settings over a limit or out of order")
+	}
 	for _, l := range s.Lanes.Lanes {
 		if len(l) == 0 || len(l) > LaneWidthMax {
 			return bad("a lane without bricks or with too many")

@@ -23,6 +23,7 @@ type Command struct {
 	DeleteVolume *VolumeDeletion `json:"delete_volume,omitempty"`
 	ResizeVolume *VolumeGrowth   `json:"resize_volume,omitempty"`
 	Swept        *Swept          `json:"swept,omitempty"`
+	PutSetting   *SettingChange  `json:"put_setting,omitempty"`
 }
 
 // SetLanes replaces the lanes table.

@@ -48,6 +48,7 @@ type State struct {
 	Volumes    []Volume        `json:"volumes,omitempty"`    // sorted by name
 	Tombstones []Tombstone     `json:"tombstones,omitempty"` // sorted by Seq
 	Deleted    uint64          `json:"deleted"`              // Seq of the newest tombstone there ever was
+	Settings   []Setting       `json:"settings,omitempty"`   // sorted by volume and key
 	// Recent are the ids of the commands applied last, oldest first, so that a
 	// retried command is applied once.
 	Recent []string `json:"recent,omitempty"`
@@ -93,6 +94,7 @@ func (s *State) Clone() *State {
 	c.Volumes = slices.Clone(s.Volumes)
 	c.Tombstones = slices.Clone(s.Tombstones)
 	c.Recent = slices.Clone(s.Recent)
+	c.Settings = slices.Clone(s.Settings)
 	return &c // lanes and what records contain are replaced whole, never changed
 }
 
