@@ -35,7 +35,9 @@ var allowed = []struct {
 	{"target/nbd/proto", []string{"internal/fault"}, ""},
 	{"target/nbd", []string{"internal/fault", "internal/ident", "target", "target/nbd/proto"}, ""},
 	{"target/iscsi/scsi", []string{"internal/fault", "internal/ident", "target"}, ""},
-	{"attach/client", []string{"internal/fault", "target", "target/nbd/proto"}, "a client of the protocol"},
+	{"target/iscsi/pdu", []string{"internal/fault"}, ""},
+	{"target/iscsi/login", []string{"internal/fault", "target/iscsi/pdu"}, ""},
+	{"target/iscsi", []string{"internal/fault", "target/iscsi/pdu", "target/iscsi/login", "target/iscsi/scsi"}, ""},
 	{"blockdev/extentmap", []string{"internal/fault", "internal/ident"}, ""},
 	{"blockdev/tail", []string{"internal/fault", "internal/ident", "blockdev/extentmap"}, "the tail holds pointers of the map"},
 	{"blockdev", []string{"internal/fault", "internal/ident", "internal/link", "overlay", "dht/brick", "dht/extent", "dht", "quorum",
@@ -110,7 +112,7 @@ var external = map[string][]string{
 	"github.com/hashicorp/raft-boltdb/v2": {"dht/brick"},
 	"go.etcd.io/bbolt":                    {"dht/brick"},          // options of the store below raft-boltdb
 	"github.com/klauspost/compress":       {"dht/extent", "pool"}, // the pool's state must fit into a checkpoint
-	"golang.org/x/sys":                    {"internal/vfs", "internal/link", "internal/node", "overlay/kouncil", "blockdev", "attach/client"},
+	"golang.org/x/sys":                    {"internal/vfs", "internal/link", "internal/node", "overlay/kouncil", "blockdev"},
 }
 
 func TestModulesFromElsewhereStayWhereTheyBelong(t *testing.T) {
@@ -137,7 +139,7 @@ func TestModulesFromElsewhereStayWhereTheyBelong(t *testing.T) {
 
 // cores are the pure packages: a message or tick in, effects out.
 var cores = []string{
-	"internal/fault", "internal/ident", "overlay/placement", "quorum/paxos", "dht/extent", "target/nbd/proto",
+	"internal/fault", "internal/ident", "overlay/placement", "quorum/paxos", "dht/extent", "target/nbd/proto", "target/iscsi/pdu", "target/iscsi/login",
 	"blockdev/extentmap", "blockdev/tail",
 }
 

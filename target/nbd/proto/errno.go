@@ -15,7 +15,6 @@ const (
 	EIO       Errno = 5
 	EINVAL    Errno = 22
 	ENOSPC    Errno = 28
-	EOVERFLOW Errno = 75
 	ESHUTDOWN Errno = 108
 )
 
@@ -31,8 +30,6 @@ func (e Errno) String() string {
 		return "EINVAL"
 	case ENOSPC:
 		return "ENOSPC"
-	case EOVERFLOW:
-		return "EOVERFLOW"
 	case ESHUTDOWN:
 		return "ESHUTDOWN"
 	}
