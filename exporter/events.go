@@ -16,7 +16,7 @@ var durationBuckets = prometheus.ExponentialBuckets(25e-6, 2, 20)
 
 // commandNames are the NBD commands that have an answer to time, as their labels
 // have them.
-var commandNames = [...]string{"read", "write", "flush", "trim", "write_zeroes"}
+var commandNames = [...]string{"read", "write", "flush", "trim", "write_zeroes", "cache", "block_status"}
 
 // NBD counts the requests of NBD clients.
 type NBD struct {

@@ -38,6 +38,7 @@ var allowed = []struct {
 	{"target/iscsi/pdu", []string{"internal/fault"}, ""},
 	{"target/iscsi/login", []string{"internal/fault", "target/iscsi/pdu"}, ""},
 	{"target/iscsi", []string{"internal/fault", "target/iscsi/pdu", "target/iscsi/login", "target/iscsi/scsi"}, ""},
+	{"attach/client", []string{"internal/fault", "target", "target/nbd/proto"}, "a client of the protocol"},
 	{"blockdev/extentmap", []string{"internal/fault", "internal/ident"}, ""},
 	{"blockdev/tail", []string{"internal/fault", "internal/ident", "blockdev/extentmap"}, "the tail holds pointers of the map"},
 	{"blockdev", []string{"internal/fault", "internal/ident", "internal/link", "overlay", "dht/brick", "dht/extent", "dht", "quorum",
@@ -112,7 +113,7 @@ var external = map[string][]string{
 	"github.com/hashicorp/raft-boltdb/v2": {"dht/brick"},
 	"go.etcd.io/bbolt":                    {"dht/brick"},          // options of the store below raft-boltdb
 	"github.com/klauspost/compress":       {"dht/extent", "pool"}, // the pool's state must fit into a checkpoint
-	"golang.org/x/sys":                    {"internal/vfs", "internal/link", "internal/node", "overlay/kouncil", "blockdev"},
+	"golang.org/x/sys":                    {"internal/vfs", "internal/link", "internal/node", "overlay/kouncil", "blockdev", "attach/client"},
 }
 
 func TestModulesFromElsewhereStayWhereTheyBelong(t *testing.T) {

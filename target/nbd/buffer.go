@@ -3,8 +3,6 @@ package nbd
 import (
 	"math/bits"
 	"sync"
-
-	"github.com/gabion-storage/gabion/target/nbd/proto"
 )
 
 // buffer is a pooled run of bytes that goes to the socket as a whole: one or
@@ -53,11 +51,3 @@ func (b *buffer) put() {
 
 // room tells whether n more bytes fit.
 func (b *buffer) room(n int) bool { return cap(b.b)-len(b.b) >= n }
-
-// answer appends a reply without data.
-func (b *buffer) answer(e proto.Errno, cookie uint64) {
-	n := len(b.b)
-	b.b = b.b[:n+proto.SimpleReplySize]
-	proto.PutSimpleReply(b.b[n:], e, cookie)
-	b.replies++
-}

@@ -2,17 +2,15 @@ package nbd_test
 
 import (
 	"bufio"
-	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net"
-	"sync"
+	"syscall"
 	"testing"
 	"time"
 
-	"github.com/gabion-storage/gabion/internal/fault"
 	"github.com/gabion-storage/gabion/target/nbd/proto"
+	"github.com/gabion-storage/gabion/test/nbdclient"
 )
 
 // wire is a raw connection for tests that speak the protocol byte by byte.
@@ -104,7 +102,7 @@ func (w *wire) enter(name string) *wire {
 
 func (w *wire) request(r proto.Request, data ...byte) {
 	w.t.Helper()
-	w.send(append(proto.AppendRequest(nil, r), data...))
+	w.send(append(proto.Simple.AppendRequest(nil, r), data...))
 }
 
 // answer reads one reply, with n bytes of data if it succeeded.
@@ -131,171 +129,28 @@ func (w *wire) ends() []byte {
 	return b
 }
 
-// device is a client as a target.Session: the shared suites run over it.
-type device struct {
-	nc    net.Conn
-	size  int64
-	block int
-	cutOK func() // waits until the server let go of the session
-
-	wmu sync.Mutex
-
-	mu      sync.Mutex
-	next    uint64
-	pending map[uint64]call
-	dead    bool
-	cut     bool
-	joined  chan struct{}
+// open is a client with simple replies as a device: the shared suites run over it.
+func open(t testing.TB, network, addr, name string) (*nbdclient.Device, error) {
+	return openStyle(t, network, addr, name, nbdclient.Simple)
 }
 
-type call struct {
-	p    []byte // of a read
-	done func(error)
-}
-
-func open(t testing.TB, network, addr, name string) (*device, error) {
-	w := dial(t, network, addr).flags()
-	r, text, items := w.option(proto.OptGo, query(name, proto.InfoBlockSize))
-	if r != proto.RepAck {
-		return nil, fmt.Errorf("GO: %#x %s", r, text)
+func openStyle(t testing.TB, network, addr, name string, style nbdclient.Style) (*nbdclient.Device, error) {
+	t.Helper()
+	o := nbdclient.Options{Network: network, Addr: addr, Export: name, Style: style}
+	if style != nbdclient.Simple {
+		o.Contexts = []string{nbdclient.ContextAllocation}
 	}
-	w.SetDeadline(time.Time{})
-	d := &device{nc: w.Conn, pending: map[uint64]call{}, joined: make(chan struct{})}
-	for _, i := range items {
-		switch proto.Info(be16(i)) {
-		case proto.InfoExport:
-			d.size = int64(be64(i[2:]))
-		case proto.InfoBlockSize:
-			d.block = int(be32(i[2:]))
-		}
+	c, err := nbdclient.Open(o)
+	if err != nil {
+		return nil, err
 	}
-	go d.receive(w.in)
-	return d, nil
-}
-
-func (d *device) receive(in *bufio.Reader) {
-	defer close(d.joined)
-	var b [proto.SimpleReplySize]byte
-	var err error
-	for {
-		if _, err = io.ReadFull(in, b[:]); err != nil {
-			break
-		}
-		e, cookie, derr := proto.DecodeSimpleReply(b[:])
-		d.mu.Lock()
-		c, ok := d.pending[cookie]
-		delete(d.pending, cookie)
-		d.mu.Unlock()
-		if derr != nil || !ok {
-			panic(fmt.Sprintf("reply %x: %v, known %v", b, derr, ok))
-		}
-		if e != proto.OK {
-			c.done(errnoError(e))
-			continue
-		}
-		if _, err = io.ReadFull(in, c.p); err != nil {
-			c.done(err)
-			break
-		}
-		c.done(nil)
-	}
-	d.mu.Lock()
-	cut := d.cut
-	d.mu.Unlock()
-	if cut {
-		d.cutOK() // the server may still carry out what it had received
-	}
-	d.mu.Lock()
-	d.dead = true
-	lost := d.pending
-	d.pending = nil
-	d.mu.Unlock()
-	for _, c := range lost {
-		c.done(err)
-	}
-}
-
-// errnoError turns a refusal back into what the contract has for it.
-func errnoError(e proto.Errno) error {
-	k := fault.Internal
-	switch e {
-	case proto.EINVAL, proto.ENOSPC:
-		k = fault.Invalid
-	case proto.EPERM:
-		k = fault.ReadOnly
-	}
-	return fault.Newf(k, "nbd.client", "", "%v", e)
-}
-
-func (d *device) call(r proto.Request, data, p []byte, done func(error)) {
-	d.mu.Lock()
-	if d.dead {
-		d.mu.Unlock()
-		done(net.ErrClosed)
-		return
-	}
-	d.next++
-	r.Cookie = d.next
-	d.pending[r.Cookie] = call{p, done}
-	d.mu.Unlock()
-	d.wmu.Lock()
-	defer d.wmu.Unlock()
-	d.nc.Write(append(proto.AppendRequest(nil, r), data...)) // a failure reaches receive too
-}
-
-func flagsOf(fua bool) uint16 {
-	if fua {
-		return proto.FlagFUA
-	}
-	return 0
-}
-
-func (d *device) Size() int64                  { return d.size }
-func (d *device) BlockSize() int               { return d.block }
-func (d *device) ReadOnly() bool               { return false }
-func (d *device) TryReadAt([]byte, int64) bool { return false }
-func (d *device) Kick()                        {}
-
-func (d *device) ReadAt(_ context.Context, p []byte, off int64) error {
-	c := make(chan error, 1)
-	d.call(proto.Request{Cmd: proto.CmdRead, Offset: uint64(off), Length: uint32(len(p))}, nil, p,
-		func(err error) { c <- err })
-	return <-c
-}
-
-func (d *device) Write(p []byte, off int64, fua bool, done func(error)) {
-	d.call(proto.Request{Cmd: proto.CmdWrite, Flags: flagsOf(fua), Offset: uint64(off), Length: uint32(len(p))}, p, nil, done)
-}
-
-func (d *device) Flush(done func(error)) { d.call(proto.Request{Cmd: proto.CmdFlush}, nil, nil, done) }
-
-func (d *device) Zero(off, n int64, fua bool, done func(error)) {
-	d.call(proto.Request{Cmd: proto.CmdWriteZeroes, Flags: flagsOf(fua) | proto.FlagFastZero | proto.FlagNoHole,
-		Offset: uint64(off), Length: uint32(n)}, nil, nil, done)
-}
-
-func (d *device) Trim(off, n int64, fua bool, done func(error)) {
-	d.call(proto.Request{Cmd: proto.CmdTrim, Flags: flagsOf(fua), Offset: uint64(off), Length: uint32(n)}, nil, nil, done)
-}
-
-// Close disconnects properly.
-func (d *device) Close() {
-	d.wmu.Lock()
-	d.nc.Write(proto.AppendRequest(nil, proto.Request{Cmd: proto.CmdDisc}))
-	d.wmu.Unlock()
-	<-d.joined
-	d.nc.Close()
-}
-
-// Cut drops the connection without a word.
-func (d *device) Cut() {
-	d.mu.Lock()
-	d.cut = true
-	d.mu.Unlock()
-	d.nc.Close()
-	<-d.joined
+	return nbdclient.NewDevice(c, 1), nil
 }
 
 func be16(b []byte) uint16 { return uint16(b[0])<<8 | uint16(b[1]) }
 func be32(b []byte) uint32 { return uint32(be16(b))<<16 | uint32(be16(b[2:])) }
 func be64(b []byte) uint64 { return uint64(be32(b))<<32 | uint64(be32(b[4:])) }
+
+const errPerm = syscall.EPERM
+
+func newReader(r io.Reader) *bufio.Reader { return bufio.NewReaderSize(r, 1<<16) }

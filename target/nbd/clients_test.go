@@ -143,7 +143,7 @@ func TestFioVerifies(t *testing.T) {
 			mem.Delay = delay
 			_, addr := start(t, e, nil)
 			run(t, "fio", "--name=v", "--ioengine=nbd", "--uri=nbd://"+addr+"/a", "--rw=randrw", "--bsrange=4k-128k",
-				"--size=32M", "--iodepth=32", "--verify=crc32c", "--do_verify=1", "--fsync=50", "--randrepeat=0")
+				"--size=32M", "--iodepth=32", "--verify=crc32c", "--do_verify=1", "--fsync=50", "--randrepeat=0", "--verify_state_save=0")
 		})
 	}
 }

@@ -1,5 +1,7 @@
 // Package nbd serves target.Device over the Network Block Device protocol:
-// fixed newstyle negotiation and simple replies, on TCP and unix sockets.
+// fixed newstyle negotiation, simple and structured replies, extended headers,
+// metadata contexts and TLS, on TCP and unix sockets. docs/NBD.md tells what of
+// the protocol there is.
 //
 // One goroutine per connection reads. It decodes requests in place, answers
 // reads that need no waiting there and then, and hands everything else to the
@@ -10,6 +12,7 @@
 package nbd
 
 import (
+	"crypto/tls"
 	"log/slog"
 	"time"
 
@@ -42,6 +45,13 @@ const (
 type Config struct {
 	// Exports finds the volumes. Required.
 	Exports target.Exports
+	// TLS is what STARTTLS upgrades a connection to; nil refuses the option. It
+	// must have a certificate.
+	TLS *tls.Config
+	// TLSRequired refuses every other option, LIST too, until TLS is on.
+	TLSRequired bool
+	// Rules limits which exports a client sees and writes; nil: no limit.
+	Rules *Rules
 	// Log takes one line for each session's begin and end and for each
 	// connection ended by malformed input. Default: discarded.
 	Log *slog.Logger
@@ -67,7 +77,7 @@ type Config struct {
 	MemoryMax int64
 
 	// Observe, if set, is told of every answered request: its command ("read",
-	// "write", "flush", "trim", "write_zeroes"), length in bytes, time from
+	// "write", "flush", "trim", "write_zeroes", "cache", "block_status"), length in bytes, time from
 	// decoding to completion, and its error. It runs on the data path, from
 	// many goroutines, and must be cheap.
 	Observe func(cmd string, bytes int, d time.Duration, err error)
@@ -79,6 +89,9 @@ const bytesMaxMin = proto.PayloadMax + BytesFree
 func (c Config) normal() (Config, error) {
 	if c.Exports == nil {
 		return c, fault.Newf(fault.Invalid, "nbd.config", "Exports", "missing")
+	}
+	if c.TLSRequired && c.TLS == nil {
+		return c, fault.Newf(fault.Invalid, "nbd.config", "TLSRequired", "there is no TLS configuration")
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)

@@ -22,7 +22,8 @@ import (
 // are atomic, or fixed once it runs. Lock order: mu, then budget.mu.
 type conn struct {
 	srv    *Server
-	nc     net.Conn
+	nc     net.Conn        // bytes of the protocol
+	base   net.Conn        // the socket: nc itself, or what is below TLS
 	raw    syscall.RawConn // nil if nc has no file descriptor to try writes on
 	log    *slog.Logger
 	peer   string
@@ -30,6 +31,11 @@ type conn struct {
 	gone   <-chan struct{}
 	ctx    context.Context // ends with the connection; for reads that wait
 	cancel context.CancelFunc
+
+	style    proto.Style
+	contexts []proto.Context // what BLOCK_STATUS tells of
+	mapper   target.Mapper   // nil: the device cannot tell
+	readOnly bool            // the client may not write, whatever the device takes
 
 	geo   proto.Geometry
 	in    *buffer // input; [r, w) of its bytes is not decoded yet
@@ -79,9 +85,9 @@ var (
 
 func newConn(s *Server, nc net.Conn, n *negotiated, peer string) *conn {
 	c := &conn{
-		srv: s, nc: nc, peer: peer, sess: n.session, gone: n.gone,
+		srv: s, nc: n.nc, base: nc, peer: peer, sess: n.session, gone: n.gone,
+		style: n.style, contexts: n.contexts, readOnly: n.readOnly,
 		log:   s.cfg.Log.With("peer", peer, "export", n.export),
-		geo:   geometry(n.session),
 		in:    getClass(classStream),
 		wake:  make(chan struct{}, 1),
 		dying: make(chan struct{}),
@@ -91,7 +97,9 @@ func newConn(s *Server, nc net.Conn, n *negotiated, peer string) *conn {
 	c.w = copy(c.in.b, n.rest)
 	c.cond.L = &c.mu
 	c.ctx, c.cancel = context.WithCancel(context.Background())
-	if sc, ok := nc.(syscall.Conn); ok {
+	c.mapper, _ = n.session.(target.Mapper)
+	c.geo = c.geometry()
+	if sc, ok := n.nc.(syscall.Conn); ok {
 		if raw, err := sc.SyscallConn(); err == nil {
 			c.raw = raw
 		}
@@ -100,8 +108,10 @@ func newConn(s *Server, nc net.Conn, n *negotiated, peer string) *conn {
 	return c
 }
 
-func geometry(d target.Device) proto.Geometry {
-	return proto.Geometry{Size: d.Size(), BlockSize: d.BlockSize(), ReadOnly: d.ReadOnly()}
+// geometry is what requests are checked against now; the size may have grown.
+func (c *conn) geometry() proto.Geometry {
+	return proto.Geometry{Size: c.sess.Size(), BlockSize: c.sess.BlockSize(), ReadOnly: c.readOnly || c.sess.ReadOnly(),
+		Style: c.style, Contexts: len(c.contexts)}
 }
 
 // transmit serves requests until the connection ends, and returns when the
@@ -182,7 +192,7 @@ func (c *conn) kill(why error) {
 	c.mu.Unlock()
 	close(c.dying)
 	c.cancel()
-	c.nc.Close()
+	c.base.Close() // TLS would want to say goodbye first, and wait for it
 }
 
 // wait waits on cond, under mu.
@@ -195,14 +205,19 @@ func (c *conn) wait() {
 // serve is the reader's loop.
 func (c *conn) serve() error {
 	for {
-		if err := c.fill(proto.RequestSize); err != nil {
+		head := c.style.RequestSize()
+		if err := c.fill(head, true); err != nil {
 			return err
 		}
-		r, err := proto.DecodeRequest(c.in.b[c.r:c.w])
+		decode := proto.DecodeRequest
+		if c.style == proto.Extended {
+			decode = proto.DecodeExtendedRequest
+		}
+		r, err := decode(c.in.b[c.r:c.w])
 		if err != nil {
 			return err
 		}
-		c.r += proto.RequestSize
+		c.r += head
 		if r.Cmd == proto.CmdDisc {
 			return errDisconnect
 		}
@@ -218,9 +233,10 @@ func (c *conn) serve() error {
 	}
 }
 
-// fill makes [r, w) at least n bytes long, n at most the input buffer. io.EOF
-// means that the client ended between requests.
-func (c *conn) fill(n int) error {
+// fill makes [r, w) at least n bytes long, n at most the input buffer. between
+// says that they begin a request; io.EOF then means that the client ended
+// before it.
+func (c *conn) fill(n int, between bool) error {
 	have := c.w - c.r
 	if have >= n {
 		return nil
@@ -234,7 +250,7 @@ func (c *conn) fill(n int) error {
 		k, err := c.nc.Read(c.in.b[c.w:])
 		c.w += k
 		if err != nil && c.w-c.r < n {
-			return c.readError(err, n == proto.RequestSize && c.w == c.r)
+			return c.readError(err, between && c.w == c.r)
 		}
 	}
 	c.resume()
@@ -311,18 +327,34 @@ func (c *conn) admit(r proto.Request) error {
 			return why
 		}
 	}
-	if r.Length > proto.PayloadMax {
-		if r.Cmd == proto.CmdWrite {
-			return fault.Newf(fault.Invalid, "nbd.request", c.peer,
-				"a write of %d bytes, the limit is %d", r.Length, proto.PayloadMax)
-		}
-		return nil // a READ is going to be refused, others carry no data
+	if n := r.Payload(c.style); n > proto.PayloadMax {
+		return fault.Newf(fault.Invalid, "nbd.request", c.peer,
+			"a %v with %d bytes of data, the limit is %d", r.Cmd, n, proto.PayloadMax)
 	}
-	n := reserved(r.Cmd, int(r.Length))
+	n := c.reserved(r)
 	if n == 0 || c.held.Add(n) <= BytesFree {
 		return nil
 	}
 	return c.admitBytes()
+}
+
+// reserved is what a command counts in held between its admission and its
+// reply, in bytes: the wire bytes of a read's reply, the data of a write, the
+// whole buffer of a block status.
+func (c *conn) reserved(r proto.Request) int64 {
+	switch {
+	case r.Cmd == proto.CmdBlockStatus:
+		return statusBytes
+	case r.Length > proto.PayloadMax:
+		return 0 // it is going to be refused, or is about a range and carries no data
+	case r.Cmd == proto.CmdRead:
+		return int64(c.style.ReadSize()) + int64(r.Length)
+	case r.Cmd == proto.CmdWrite:
+		return int64(r.Length)
+	case r.Cmd == proto.CmdCache:
+		return cacheBytes
+	}
+	return 0
 }
 
 // admitBytes waits until held, which counts the request at hand already, keeps

@@ -6,28 +6,27 @@ import (
 	"github.com/gabion-storage/gabion/target/nbd/proto"
 )
 
-// execute carries out or refuses r, whose header is consumed and whose data, if
-// it is a WRITE, are still in the input. An error ends the connection.
+// execute carries out or refuses r, whose header is consumed and whose payload,
+// if it has one, is still in the input. An error ends the connection.
 func (c *conn) execute(r proto.Request) error {
-	e := r.Check(c.geo)
+	e, why := c.check(r)
 	if e != proto.OK {
-		if g := geometry(c.sess); g != c.geo { // it grew
-			c.geo = g
-			e = r.Check(g)
-		}
+		return c.reject(r, e, why)
 	}
-	if e != proto.OK {
-		return c.reject(r, e)
-	}
-	off, n := int64(r.Offset), int(r.Length)
+	off, n := int64(r.Offset), int64(r.Length)
 	fua := r.Flags&proto.FlagFUA != 0
-	if r.Cmd == proto.CmdRead && c.readNow(r.Cookie, off, n) {
+	if r.Cmd == proto.CmdRead && c.readNow(r) {
 		return nil
+	}
+	if r.Cmd == proto.CmdBlockStatus {
+		return c.blockStatus(r)
 	}
 	q := c.begin(r)
 	switch r.Cmd {
 	case proto.CmdRead:
 		go q.read()
+	case proto.CmdCache:
+		go q.cache()
 	case proto.CmdWrite:
 		return c.write(q, fua)
 	case proto.CmdFlush:
@@ -35,37 +34,46 @@ func (c *conn) execute(r proto.Request) error {
 		c.sess.Flush(q.done)
 	case proto.CmdTrim:
 		c.dirty = true
-		c.sess.Trim(off, int64(n), fua, q.done)
+		c.sess.Trim(off, n, fua, q.done)
 	case proto.CmdWriteZeroes:
 		// NO_HOLE asks for space to be set aside. There is none to set aside in
 		// a log-structured volume: a later write takes new space in any case.
 		c.dirty = true
-		c.sess.Zero(off, int64(n), fua, q.done)
+		c.sess.Zero(off, n, fua, q.done)
 	}
 	return nil
 }
 
-// reject answers r with e and skips its data.
-func (c *conn) reject(r proto.Request, e proto.Errno) error {
-	if r.Length <= proto.PayloadMax {
-		c.held.Add(-reserved(r.Cmd, int(r.Length)))
-	}
-	if r.Cmd == proto.CmdWrite {
-		for n := int(r.Length); n > 0; {
-			if err := c.fill(1); err != nil {
-				return err
-			}
-			k := min(n, c.w-c.r)
-			c.r += k
-			n -= k
+// check decides about r, with the size that the device has now.
+func (c *conn) check(r proto.Request) (proto.Errno, string) {
+	e, why := r.Check(c.geo)
+	if e != proto.OK {
+		if g := c.geometry(); g != c.geo { // it grew
+			c.geo = g
+			return r.Check(g)
 		}
 	}
-	c.refuse(e, r.Cookie)
+	return e, why
+}
+
+// reject answers r with e and skips its payload.
+func (c *conn) reject(r proto.Request, e proto.Errno, why string) error {
+	c.held.Add(-c.reserved(r))
+	for n := int(r.Payload(c.style)); n > 0; {
+		if err := c.fill(1, false); err != nil {
+			return err
+		}
+		k := min(n, c.w-c.r)
+		c.r += k
+		n -= k
+	}
+	c.refuse(e, r, why)
 	return nil
 }
 
 // readNow answers a READ here if the device has the bytes at hand.
-func (c *conn) readNow(cookie uint64, off int64, n int) bool {
+func (c *conn) readNow(r proto.Request) bool {
+	n := int(r.Length)
 	if n > InlineMax {
 		return false // it would hold up what comes behind it
 	}
@@ -74,14 +82,16 @@ func (c *conn) readNow(cookie uint64, off int64, n int) bool {
 	if observe != nil {
 		start = time.Now()
 	}
-	b := c.mineWithRoom(proto.SimpleReplySize + n)
+	head := c.style.ReadSize()
+	b := c.mineWithRoom(head + n)
 	at := len(b.b)
-	p := b.b[at : at+proto.SimpleReplySize+n]
-	if !c.sess.TryReadAt(p[proto.SimpleReplySize:], off) {
+	p := b.b[at : at+head+n]
+	if !c.sess.TryReadAt(p[head:], int64(r.Offset)) {
 		return false
 	}
-	proto.PutSimpleReply(p, proto.OK, cookie)
-	b.b = b.b[:at+len(p)]
+	k := c.pack(p, r.Cookie, int64(r.Offset), r.Flags&proto.FlagDF != 0)
+	c.held.Add(int64(k - len(p)))
+	b.b = b.b[:at+k]
 	b.replies++
 	if observe != nil {
 		observe(proto.CmdRead.String(), n, time.Since(start), nil)
@@ -105,6 +115,7 @@ func (c *conn) begin(r proto.Request) *request {
 		c.made++
 	}
 	q.cmd, q.cookie, q.off, q.n = r.Cmd, r.Cookie, int64(r.Offset), int(r.Length)
+	q.held, q.df = c.reserved(r), r.Flags&(proto.FlagDF|proto.FlagReqOne) != 0
 	q.left.Store(1)
 	if c.srv.cfg.Observe != nil {
 		q.start = time.Now()
@@ -116,7 +127,7 @@ func (c *conn) begin(r proto.Request) *request {
 // otherwise in pieces of ChunkMax as they arrive.
 func (c *conn) write(q *request, fua bool) error {
 	if q.n <= InlineMax {
-		if err := c.fill(q.n); err != nil {
+		if err := c.fill(q.n, false); err != nil {
 			q.part(err)
 			return err
 		}

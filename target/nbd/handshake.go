@@ -17,24 +17,44 @@ import (
 
 // negotiated is what the handshake leads to.
 type negotiated struct {
+	opened
+	nc       net.Conn // with TLS, if that was negotiated
+	readOnly bool     // the client may not write
+	style    proto.Style
+	contexts []proto.Context
+	rest     []byte // input that came with the last option
+}
+
+// opened is an export with a session.
+type opened struct {
 	export  string
-	session target.Session
+	session target.Session // nil: none
 	gone    <-chan struct{}
-	rest    []byte // input that came with the last option
 }
 
 // handshake is one client's option haggling.
 type handshake struct {
-	srv   *Server
-	c     *client
-	nc    net.Conn
-	peer  string
-	in    *bufio.Reader
-	out   []byte // replies not written yet
-	flags proto.ClientFlags
-	until time.Time
-	who   *target.Client // nil for a client that did not say
-	done  *negotiated
+	srv    *Server
+	c      *client
+	nc     net.Conn // with TLS once that is negotiated
+	peer   string
+	in     *bufio.Reader
+	out    []byte // replies not written yet
+	flags  proto.ClientFlags
+	until  time.Time
+	who    *target.Client // nil for a client that did not say
+	secure bool           // TLS is on
+	proved names          // of the client, from its certificate
+	agreed agreed
+	done   *negotiated
+}
+
+// agreed is what options changed; STARTTLS forgets it.
+type agreed struct {
+	style    proto.Style
+	about    string          // the export that contexts were selected for
+	contexts []proto.Context // nil: none
+	early    opened          // by selecting a context that only a session can confirm
 }
 
 // errAbort ends a connection that the client gave up properly.
@@ -44,17 +64,23 @@ var errAbort = errors.New("the client aborted the negotiation")
 // of the option, appends replies to h.out, sets h.done to enter transmission,
 // and returns an error only to end the connection.
 var options = map[proto.Option]func(h *handshake, o proto.Option, data []byte) error{
-	proto.OptExportName: (*handshake).exportName,
-	proto.OptAbort:      (*handshake).abort,
-	proto.OptList:       (*handshake).list,
-	proto.OptInfo:       (*handshake).info,
-	proto.OptGo:         (*handshake).info,
-	proto.OptSession:    (*handshake).session,
+	proto.OptExportName:      (*handshake).exportName,
+	proto.OptAbort:           (*handshake).abort,
+	proto.OptList:            (*handshake).list,
+	proto.OptStartTLS:        (*handshake).startTLS,
+	proto.OptInfo:            (*handshake).info,
+	proto.OptGo:              (*handshake).info,
+	proto.OptStructuredReply: (*handshake).setStyle,
+	proto.OptListMetaContext: (*handshake).metaContext,
+	proto.OptSetMetaContext:  (*handshake).metaContext,
+	proto.OptExtendedHeaders: (*handshake).setStyle,
+	proto.OptSession:         (*handshake).session,
 }
 
 // negotiate runs the handshake to its end.
 func negotiate(s *Server, c *client) (*negotiated, error) {
 	h := &handshake{srv: s, c: c, nc: c.nc, peer: c.peer}
+	defer h.letGo()
 	h.limit()
 	h.out = proto.AppendGreeting(h.out)
 	if err := h.flush(); err != nil {
@@ -87,6 +113,7 @@ func negotiate(s *Server, c *client) (*negotiated, error) {
 			return nil, err
 		}
 		if h.done != nil {
+			h.done.nc = h.nc
 			h.done.rest, _ = h.in.Peek(h.in.Buffered())
 			return h.done, nil
 		}
@@ -101,9 +128,17 @@ func (h *handshake) option(o proto.Option, n int) error {
 		return fault.Newf(fault.Invalid, "nbd.handshake", h.peer,
 			"option %d without the fixed newstyle flag", o)
 	}
-	if !known || o == proto.OptAbort { // data, if any, mean nothing
+	plain := h.srv.cfg.TLSRequired && !h.secure && o != proto.OptStartTLS && o != proto.OptAbort
+	if plain && o == proto.OptExportName {
+		return fault.Newf(fault.Denied, "nbd.handshake", h.peer, "EXPORT_NAME without TLS")
+	}
+	if !known || plain || o == proto.OptAbort { // data, if any, mean nothing
 		if _, err := h.in.Discard(n); err != nil {
 			return h.readError(err)
+		}
+		if plain {
+			h.refuse(o, proto.RepErrTLSReqd, "this server wants STARTTLS first")
+			return nil
 		}
 		if !known {
 			h.refuse(o, proto.RepErrUnsup, fmt.Sprintf("option %d is not supported", o))
@@ -143,6 +178,9 @@ func (h *handshake) list(o proto.Option, data []byte) error {
 		return nil
 	}
 	for _, e := range exports {
+		if h.access(e.Name) == accessNone {
+			continue
+		}
 		h.out = proto.AppendServer(h.out, e.Name, e.Description)
 		if len(h.out) >= proto.OptionMax { // a pool may have very many
 			if err := h.flush(); err != nil {
@@ -150,7 +188,7 @@ func (h *handshake) list(o proto.Option, data []byte) error {
 			}
 		}
 	}
-	h.out = proto.AppendOptionReply(h.out, o, proto.RepAck, nil)
+	h.ack(o)
 	return nil
 }
 
@@ -158,11 +196,10 @@ func (h *handshake) list(o proto.Option, data []byte) error {
 func (h *handshake) info(o proto.Option, data []byte) error {
 	q, err := proto.DecodeExportQuery(data)
 	if err != nil {
-		if fault.Is(err, fault.NoSpace) {
-			h.refuse(o, proto.RepErrTooBig, err.Error())
-		} else {
-			h.fail(o, err)
-		}
+		h.malformed(o, err)
+		return nil
+	}
+	if h.hidden(o, q.Name) {
 		return nil
 	}
 	var e target.Export
@@ -177,7 +214,7 @@ func (h *handshake) info(o proto.Option, data []byte) error {
 		h.fail(o, err)
 		return nil
 	}
-	h.out = proto.AppendInfoExport(h.out, o, e.Size, proto.TransmissionFlags(e.ReadOnly))
+	h.out = proto.AppendInfoExport(h.out, o, e.Size, h.transmissionFlags(q.Name, e))
 	// Asked for or not: a client that heeds it is spared a refusal later.
 	h.out = proto.AppendInfoBlockSize(h.out, o, e.BlockSize)
 	if q.Wants(proto.InfoName) {
@@ -186,7 +223,7 @@ func (h *handshake) info(o proto.Option, data []byte) error {
 	if q.Wants(proto.InfoDescription) {
 		h.out = proto.AppendInfoText(h.out, o, proto.InfoDescription, e.Description)
 	}
-	h.out = proto.AppendOptionReply(h.out, o, proto.RepAck, nil)
+	h.ack(o)
 	return nil
 }
 
@@ -196,29 +233,91 @@ func (h *handshake) exportName(_ proto.Option, data []byte) error {
 	if err != nil {
 		return err
 	}
+	if h.agreed.style == proto.Extended {
+		return fault.Newf(fault.Invalid, "nbd.handshake", h.peer, "EXPORT_NAME after EXTENDED_HEADERS")
+	}
+	if h.access(name) == accessNone {
+		return fault.Newf(fault.Denied, "nbd.handshake", h.peer, "%s may not see export %s", h.proved, name)
+	}
 	var e target.Export
 	err = h.ours(func(ctx context.Context) error { return h.begin(ctx, name, &e) })
 	if err != nil {
 		return err
 	}
-	h.out = proto.AppendExportNameReply(h.out, e.Size, proto.TransmissionFlags(e.ReadOnly), h.flags.NoZeroes)
+	h.out = proto.AppendExportNameReply(h.out, e.Size, h.transmissionFlags(name, e), h.flags.NoZeroes)
 	return nil
+}
+
+// transmissionFlags are those of export name, described by e, for this client.
+func (h *handshake) transmissionFlags(name string, e target.Export) uint16 {
+	contexts := len(h.agreed.contexts) > 0 && h.agreed.about == name
+	return proto.TransmissionFlags(e.ReadOnly || h.access(name) < accessWrite, h.agreed.style, contexts)
 }
 
 // begin opens a session and takes from it what e says of size and access: they
 // may differ from what the catalog knew.
 func (h *handshake) begin(ctx context.Context, name string, e *target.Export) error {
-	s, gone, err := h.open(ctx, name)
-	if err != nil {
-		return err
+	s := h.agreed.early
+	h.agreed.early = opened{}
+	if s.session == nil || s.export != name {
+		s.close()
+		var err error
+		if s, err = h.open(ctx, name); err != nil {
+			return err
+		}
 	}
 	if h.srv.draining() || !h.srv.choose(h.c) {
-		s.Close()
+		s.close()
 		return fault.Newf(fault.Unavailable, "nbd.open", name, "the server is shutting down or has no room")
 	}
-	e.Size, e.BlockSize, e.ReadOnly = s.Size(), s.BlockSize(), s.ReadOnly()
-	h.done = &negotiated{export: name, session: s, gone: gone}
+	e.Size, e.BlockSize, e.ReadOnly = s.session.Size(), s.session.BlockSize(), s.session.ReadOnly()
+	h.done = &negotiated{opened: s, readOnly: h.access(name) < accessWrite, style: h.agreed.style}
+	if h.agreed.about == name {
+		h.done.contexts = h.agreed.contexts
+	}
 	return nil
+}
+
+func (o opened) close() {
+	if o.session != nil {
+		o.session.Close()
+	}
+}
+
+// letGo forgets what options changed.
+func (h *handshake) letGo() {
+	h.agreed.early.close()
+	h.agreed, h.who = agreed{}, nil
+}
+
+// setStyle answers STRUCTURED_REPLY and EXTENDED_HEADERS.
+func (h *handshake) setStyle(o proto.Option, data []byte) error {
+	switch {
+	case len(data) != 0:
+		h.refuse(o, proto.RepErrInvalid, "this option takes no data")
+	case o == proto.OptExtendedHeaders:
+		h.agreed.style = proto.Extended
+		h.ack(o)
+	case h.agreed.style == proto.Extended:
+		h.refuse(o, proto.RepErrExtHeaderReqd, "extended headers are agreed on already")
+	default:
+		h.agreed.style = proto.Structured
+		h.ack(o)
+	}
+	return nil
+}
+
+func (h *handshake) ack(o proto.Option) {
+	h.out = proto.AppendOptionReply(h.out, o, proto.RepAck, nil)
+}
+
+// malformed replies that the data of an option cannot be read.
+func (h *handshake) malformed(o proto.Option, err error) {
+	if proto.TooBig(err) {
+		h.refuse(o, proto.RepErrTooBig, err.Error())
+	} else {
+		h.fail(o, err)
+	}
 }
 
 // fail replies with what became of err.

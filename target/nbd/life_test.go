@@ -209,13 +209,13 @@ func TestClientThatTakesNoReplies(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer good.Close()
-	for _, n := range []uint32{4096, 256 << 10, 32 << 20} {
+	for _, n := range []uint64{4096, 256 << 10, 32 << 20} {
 		t.Run(fmt.Sprint(n), func(t *testing.T) {
 			w := dial(t, "tcp", addr).enter("v")
 			stuck := make(chan struct{})
 			go func() { // until nothing more is taken
 				defer close(stuck)
-				b := proto.AppendRequest(nil, proto.Request{Cmd: proto.CmdRead, Length: n})
+				b := proto.Simple.AppendRequest(nil, proto.Request{Cmd: proto.CmdRead, Length: n})
 				for range 1 << 14 {
 					w.SetWriteDeadline(time.Now().Add(time.Second))
 					if _, err := w.Write(b); err != nil {
@@ -256,7 +256,7 @@ func TestStalledClientIsCutOff(t *testing.T) {
 		c := l.dial()
 		b := proto.AppendClientFlags(nil, proto.ClientFlags{FixedNewstyle: true, NoZeroes: true})
 		b = proto.AppendOption(b, proto.OptExportName, []byte("v"))
-		b = proto.AppendRequest(b, proto.Request{Cmd: proto.CmdRead, Length: 4096})
+		b = proto.Simple.AppendRequest(b, proto.Request{Cmd: proto.CmdRead, Length: 4096})
 		go c.Write(b)
 		io.ReadFull(c, make([]byte, len(proto.AppendGreeting(nil))+10))
 		begin := time.Now()
@@ -350,7 +350,7 @@ func TestKickComesAfterABurst(t *testing.T) {
 	w := dial(t, "tcp", addr).enter("v")
 	var b []byte
 	for i := range 32 {
-		b = proto.AppendRequest(b, proto.Request{Cmd: proto.CmdFlush, Cookie: uint64(i)})
+		b = proto.Simple.AppendRequest(b, proto.Request{Cmd: proto.CmdFlush, Cookie: uint64(i)})
 	}
 	w.send(b)
 	for range 32 {
@@ -373,11 +373,11 @@ func TestRequestsAllocateNothing(t *testing.T) {
 	var b []byte
 	n := 0
 	for i := range 20 {
-		b = proto.AppendRequest(b, proto.Request{Cmd: proto.CmdRead, Cookie: uint64(i), Length: 4096})
-		b = proto.AppendRequest(b, proto.Request{Cmd: proto.CmdWrite, Cookie: uint64(i), Length: 4096})
+		b = proto.Simple.AppendRequest(b, proto.Request{Cmd: proto.CmdRead, Cookie: uint64(i), Length: 4096})
+		b = proto.Simple.AppendRequest(b, proto.Request{Cmd: proto.CmdWrite, Cookie: uint64(i), Length: 4096})
 		b = append(b, make([]byte, 4096)...)
-		b = proto.AppendRequest(b, proto.Request{Cmd: proto.CmdFlush, Cookie: uint64(i)})
-		b = proto.AppendRequest(b, proto.Request{Cmd: proto.CmdWriteZeroes, Cookie: uint64(i), Length: 8192})
+		b = proto.Simple.AppendRequest(b, proto.Request{Cmd: proto.CmdFlush, Cookie: uint64(i)})
+		b = proto.Simple.AppendRequest(b, proto.Request{Cmd: proto.CmdWriteZeroes, Cookie: uint64(i), Length: 8192})
 		n += 4*proto.SimpleReplySize + 4096
 	}
 	p := make([]byte, n)

@@ -251,7 +251,10 @@ func (c *conn) mineWithRoom(n int) *buffer {
 }
 
 // refuse answers a request that is not executed. Only the reader calls it.
-func (c *conn) refuse(e proto.Errno, cookie uint64) {
-	c.held.Add(proto.SimpleReplySize)
-	c.mineWithRoom(proto.SimpleReplySize).answer(e, cookie)
+func (c *conn) refuse(e proto.Errno, r proto.Request, why string) {
+	b := c.mineWithRoom(proto.ErrorSizeMax)
+	at := len(b.b)
+	b.b = c.style.AppendReplyError(b.b, e, r.Cookie, r.Offset, why)
+	c.held.Add(int64(len(b.b) - at))
+	b.replies++
 }

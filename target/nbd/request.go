@@ -4,6 +4,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/gabion-storage/gabion/internal/fault"
 	"github.com/gabion-storage/gabion/target/nbd/proto"
 )
 
@@ -16,21 +17,28 @@ type request struct {
 	cookie uint64
 	off    int64 // bytes
 	n      int   // bytes
+	held   int64 // what it counts in conn.held until it is answered
+	df     bool  // DF or REQ_ONE: one piece
 	start  time.Time
-	buf    *buffer // of a READ: where data go, behind room for the header
+	buf    *buffer // the reply of a READ or BLOCK_STATUS
+	picked []uint32
+	// salvaged says that buf is the answer to a READ although it failed.
+	salvaged bool
 
 	// left counts the device operations that are under way for this command,
 	// and the reader itself while it may still begin more.
 	left atomic.Int32
 	err  error // the first one; guarded by c.mu until left is 0
 
-	done func(error) // part, bound
-	read func()      // readAt, bound
+	done   func(error) // part, bound
+	read   func()      // readAt, bound
+	status func()      // describe, bound
+	cache  func()      // warm, bound
 }
 
 func newRequest(c *conn) *request {
 	q := &request{c: c}
-	q.done, q.read = q.part, q.readAt
+	q.done, q.read, q.status, q.cache = q.part, q.readAt, q.describe, q.warm
 	return q
 }
 
@@ -55,9 +63,51 @@ func (q *request) part(err error) {
 
 // readAt is a READ that has to wait, on a goroutine of its own.
 func (q *request) readAt() {
+	c, head := q.c, q.c.style.ReadSize()
 	q.buf = getBuffer(q.n)
-	q.buf.b = q.buf.b[:proto.SimpleReplySize+q.n]
-	q.part(q.c.sess.ReadAt(q.c.ctx, q.buf.b[proto.SimpleReplySize:], q.off))
+	q.buf.b = q.buf.b[:head+q.n]
+	err := c.sess.ReadAt(c.ctx, q.buf.b[head:], q.off)
+	switch {
+	case err == nil:
+		n := c.pack(q.buf.b, q.cookie, q.off, q.df)
+		q.buf.b = q.buf.b[:n]
+	case c.style != proto.Simple && fault.Is(err, fault.Corrupt):
+		q.salvage(err)
+	}
+	q.part(err)
+}
+
+// salvageStep is the length of the pieces in which a damaged range is read
+// again, in bytes.
+const salvageStep = 64 << 10
+
+// salvage looks for the first damaged block of a READ that failed with err, and
+// makes the answer of what stands before it and an error that names it, so that
+// a client that copies a device loses one block and not 32 MiB.
+func (q *request) salvage(err error) {
+	c, head, good := q.c, q.c.style.ReadSize(), 0
+	block := c.sess.BlockSize()
+	for step := salvageStep; good < q.n; {
+		n := min(step, q.n-good)
+		switch {
+		case c.sess.ReadAt(c.ctx, q.buf.b[head+good:head+good+n], q.off+int64(good)) == nil:
+			good += n
+		case n > block:
+			step = block
+		default:
+			b := q.buf.b[:0]
+			if good > 0 {
+				c.style.PutReadHeader(q.buf.b, q.cookie, uint64(q.off), uint64(q.off), good, false)
+				b = q.buf.b[:head+good]
+			}
+			if cap(b)-len(b) < proto.ErrorSizeMax {
+				return
+			}
+			q.buf.b = c.style.AppendErrorOffset(b, proto.ErrnoOf(err), q.cookie, uint64(q.off), err.Error(), uint64(q.off)+uint64(good))
+			q.salvaged = true
+			return
+		}
+	}
 }
 
 // finish answers a command whose operations are all over.
@@ -65,28 +115,27 @@ func (c *conn) finish(q *request) {
 	if f := c.srv.cfg.Observe; f != nil {
 		f(q.cmd.String(), q.n, time.Since(q.start), q.err)
 	}
-	e := proto.ErrnoOf(q.err)
-	if q.err != nil && c.over() {
-		e = proto.ESHUTDOWN // whatever else it says: the client may have it done elsewhere
-	}
 	if q.err != nil {
 		c.log.Debug("command failed", "cmd", q.cmd.String(), "offset_bytes", q.off,
 			"length_bytes", q.n, "error", q.err)
 	}
+	answered := q.buf != nil && (q.err == nil || q.salvaged)
 	c.mu.Lock()
-	if q.cmd == proto.CmdRead && e == proto.OK && !c.dead {
-		c.appendRead(q)
-	} else {
-		c.held.Add(-reserved(q.cmd, q.n))
-		if !c.dead {
-			c.appendAnswer(e, q.cookie)
-		}
+	c.held.Add(-q.held)
+	switch {
+	case c.dead:
+	case answered:
+		c.appendReply(q)
+	case q.err != nil:
+		c.appendError(q)
+	default:
+		c.appendDone(q)
 	}
 	if q.buf != nil {
 		q.buf.put()
 		q.buf = nil
 	}
-	q.err = nil
+	q.err, q.salvaged = nil, false
 	c.idle = append(c.idle, q)
 	c.async--
 	flush := c.nudge()
@@ -96,22 +145,11 @@ func (c *conn) finish(q *request) {
 	}
 }
 
-// reserved is what a command counts in conn.held between its admission and its
-// reply, in bytes: the wire bytes of a read's reply, the data of a write.
-func reserved(cmd proto.Command, n int) int64 {
-	switch cmd {
-	case proto.CmdRead:
-		return proto.SimpleReplySize + int64(n)
-	case proto.CmdWrite:
-		return int64(n)
-	}
-	return 0
-}
-
-// appendRead appends the reply of a READ, under mu. A long one takes the
-// read's own buffer, a short one is copied so that several go out together.
-func (c *conn) appendRead(q *request) {
-	proto.PutSimpleReply(q.buf.b, proto.OK, q.cookie)
+// appendReply appends a reply that stands in the request's own buffer, under
+// mu. A long one goes out from there, a short one is copied so that several go
+// out together.
+func (c *conn) appendReply(q *request) {
+	c.held.Add(int64(len(q.buf.b)))
 	if len(q.buf.b) <= copyMax {
 		t := c.tailWithRoom(len(q.buf.b))
 		t.b = append(t.b, q.buf.b...)
@@ -125,12 +163,30 @@ func (c *conn) appendRead(q *request) {
 }
 
 // copyMax is the longest reply that is copied to the gathered ones, in bytes.
-const copyMax = 64<<10 + proto.SimpleReplySize
+const copyMax = 64<<10 + proto.ExtendedChunkSize + 8
 
-// appendAnswer appends a reply without data, under mu.
-func (c *conn) appendAnswer(e proto.Errno, cookie uint64) {
-	c.held.Add(proto.SimpleReplySize)
-	c.tailWithRoom(proto.SimpleReplySize).answer(e, cookie)
+// appendDone appends a reply without data, under mu.
+func (c *conn) appendDone(q *request) {
+	n := c.style.DoneSize()
+	c.held.Add(int64(n))
+	t := c.tailWithRoom(n)
+	at := len(t.b)
+	t.b = t.b[:at+n]
+	c.style.PutDone(t.b[at:], q.cookie, uint64(q.off))
+	t.replies++
+}
+
+// appendError appends a reply that tells of q.err, under mu.
+func (c *conn) appendError(q *request) {
+	t := c.tailWithRoom(proto.ErrorSizeMax)
+	at := len(t.b)
+	e := proto.ErrnoOf(q.err)
+	if c.over() {
+		e = proto.ESHUTDOWN // whatever else it says: the client may have it done elsewhere
+	}
+	t.b = c.style.AppendReplyError(t.b, e, q.cookie, uint64(q.off), q.err.Error())
+	c.held.Add(int64(len(t.b) - at))
+	t.replies++
 }
 
 // tailWithRoom returns the buffer that replies are gathered in, with room for n

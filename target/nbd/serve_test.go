@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -16,6 +17,7 @@ import (
 	"github.com/gabion-storage/gabion/target/nbd"
 	"github.com/gabion-storage/gabion/target/nbd/proto"
 	"github.com/gabion-storage/gabion/target/targettest"
+	"github.com/gabion-storage/gabion/test/nbdclient"
 )
 
 // memory returns the bytes of live heap and stacks.
@@ -26,10 +28,13 @@ func memory() uint64 {
 	return m.HeapAlloc + m.StackInuse
 }
 
+var styles = []nbdclient.Style{nbdclient.Simple, nbdclient.Structured, nbdclient.Extended}
+
 func TestServedDeviceKeepsTheContract(t *testing.T) {
 	for name, delay := range map[string]time.Duration{"at once": 0, "later": time.Millisecond} {
-		for _, network := range []string{"tcp", "unix"} {
-			t.Run(name+" over "+network, func(t *testing.T) {
+		for i, style := range styles {
+			network := []string{"tcp", "unix"}[i%2]
+			t.Run(fmt.Sprint(style, " ", name, " over ", network), func(t *testing.T) {
 				targettest.Run(t, func(t *testing.T) target.Device {
 					mem := targettest.NewMemory(2<<20, 512)
 					mem.Delay = delay
@@ -40,7 +45,7 @@ func TestServedDeviceKeepsTheContract(t *testing.T) {
 						listen = startUnix
 					}
 					_, addr := listen(t, &e, nil)
-					d, err := open(t, network, addr, "v")
+					d, err := openStyle(t, network, addr, "v", style)
 					if err != nil {
 						t.Fatal(err)
 					}
@@ -62,10 +67,11 @@ func TestRandomRequestsFitTheModel(t *testing.T) {
 			e.Add("v", mem)
 			s, addr := start(t, &e, func(c *nbd.Config) { c.RequestsMax = 24 })
 			m := targettest.NewModel(mem.Size(), 4096)
+			var opens atomic.Int32
 			for seed := range uint64(4) {
 				targettest.Exercise{
 					Seed: seed, Steps: 1000, Clients: 4, Depth: 32, BlocksMax: 16, Model: m,
-					Open: func() (target.Device, error) { return e.open(t, addr, "v") },
+					Open: func() (target.Device, error) { return e.open(t, addr, "v", styles[opens.Add(1)%3]) },
 				}.Run(t)
 				until(t, "all have left", func() bool { return s.Stats().Connections == 0 })
 				r := rand.New(rand.NewPCG(seed, 1))
@@ -94,6 +100,7 @@ type tracked struct {
 
 type trackedSession struct {
 	target.Session
+	target.Mapper
 	closed chan struct{}
 }
 
@@ -113,7 +120,7 @@ func (x *tracked) Open(ctx context.Context, name, peer string) (target.Session, 
 		x.closed = map[string]chan struct{}{}
 	}
 	x.closed[peer] = make(chan struct{})
-	return trackedSession{s, x.closed[peer]}, gone, nil
+	return trackedSession{s, s.(target.Mapper), x.closed[peer]}, gone, nil
 }
 
 // over returns what is closed with the session of peer.
@@ -124,13 +131,13 @@ func (x *tracked) over(peer string) <-chan struct{} {
 }
 
 // open opens a device whose Cut waits until the server let go of its session.
-func (x *tracked) open(t *testing.T, addr, name string) (target.Device, error) {
-	d, err := open(t, "tcp", addr, name)
+func (x *tracked) open(t *testing.T, addr, name string, style nbdclient.Style) (target.Device, error) {
+	d, err := openStyle(t, "tcp", addr, name, style)
 	if err != nil {
 		return nil, err
 	}
-	over := x.over(d.nc.LocalAddr().String())
-	d.cutOK = func() { <-over }
+	over := x.over(d.LocalAddr().String())
+	d.Over = func() { <-over }
 	return d, nil
 }
 
@@ -158,7 +165,9 @@ func TestRequestsAreRefusedOneByOne(t *testing.T) {
 		{"empty write", proto.Request{Cmd: proto.CmdWrite}, nil, proto.EINVAL},
 		{"empty trim", proto.Request{Cmd: proto.CmdTrim}, nil, proto.EINVAL},
 		{"trim beyond the end", proto.Request{Cmd: proto.CmdTrim, Offset: size, Length: 4096}, nil, proto.EINVAL},
-		{"cache", proto.Request{Cmd: 5, Length: 4096}, nil, proto.EINVAL},
+		{"cache beyond the end", proto.Request{Cmd: proto.CmdCache, Offset: size, Length: 4096}, nil, proto.EINVAL},
+		{"cache with DF", proto.Request{Cmd: proto.CmdCache, Flags: proto.FlagDF, Length: 4096}, nil, proto.EINVAL},
+		{"block status", proto.Request{Cmd: proto.CmdBlockStatus, Length: 4096}, nil, proto.EINVAL},
 		{"unknown command", proto.Request{Cmd: 4711, Length: 1 << 31}, nil, proto.EINVAL},
 		{"trim with NO_HOLE", proto.Request{Cmd: proto.CmdTrim, Flags: proto.FlagNoHole, Length: 4096}, nil, proto.EINVAL},
 	} {
@@ -193,8 +202,8 @@ func TestMalformedRequestsEndTheirConnectionOnly(t *testing.T) {
 	for i, b := range [][]byte{
 		[]byte(strings.Repeat("garbage!", 8)),
 		make([]byte, proto.RequestSize),
-		proto.AppendRequest(nil, proto.Request{Cmd: proto.CmdWrite, Length: proto.PayloadMax + 4096}),
-		proto.AppendRequest(nil, proto.Request{Cmd: proto.CmdWrite, Length: 1<<32 - 1}),
+		proto.Simple.AppendRequest(nil, proto.Request{Cmd: proto.CmdWrite, Length: proto.PayloadMax + 4096}),
+		proto.Simple.AppendRequest(nil, proto.Request{Cmd: proto.CmdWrite, Length: 1<<32 - 1}),
 	} {
 		w := dial(t, "tcp", addr).enter("a")
 		w.send(b)
@@ -212,7 +221,7 @@ func TestMalformedRequestsEndTheirConnectionOnly(t *testing.T) {
 			b[i] = byte(r.Uint32())
 		}
 		if r.IntN(2) == 0 {
-			b = append(proto.AppendRequest(nil, proto.Request{Cmd: proto.CmdWrite, Length: 8192}), b...)
+			b = append(proto.Simple.AppendRequest(nil, proto.Request{Cmd: proto.CmdWrite, Length: 8192}), b...)
 		}
 		w.Write(b)
 		w.Close()

@@ -18,17 +18,26 @@ func (h *handshake) session(o proto.Option, data []byte) error {
 		h.fail(o, err)
 		return nil
 	}
+	h.agreed.early.close() // nobody said whose that one was
+	h.agreed.early = opened{}
 	h.who = &target.Client{ID: s.ID, Session: s.Session, Force: s.Force}
-	h.out = proto.AppendOptionReply(h.out, o, proto.RepAck, nil)
+	h.ack(o)
 	return nil
 }
 
 // open begins a session, as the client that it said it is.
-func (h *handshake) open(ctx context.Context, name string) (target.Session, <-chan struct{}, error) {
+func (h *handshake) open(ctx context.Context, name string) (opened, error) {
+	o := opened{export: name}
+	var err error
 	if r, ok := h.srv.cfg.Exports.(target.Resumer); ok && h.who != nil {
-		return r.Resume(ctx, name, h.peer, *h.who)
+		o.session, o.gone, err = r.Resume(ctx, name, h.peer, *h.who)
+	} else {
+		o.session, o.gone, err = h.srv.cfg.Exports.Open(ctx, name, h.peer)
 	}
-	return h.srv.cfg.Exports.Open(ctx, name, h.peer)
+	if err != nil {
+		return opened{}, err
+	}
+	return o, nil
 }
 
 // over tells whether the session's attachment is lost. What fails from then on

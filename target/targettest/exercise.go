@@ -31,6 +31,11 @@ type Exercise struct {
 // errors.
 type Cutter interface{ Cut() }
 
+// Cacher is a device that can be asked to have a range at hand.
+type Cacher interface {
+	Cache(off, n int64, done func(error))
+}
+
 // Run does it and fails t when a read returns what it must not.
 func (x Exercise) Run(t testing.TB) {
 	t.Helper()
@@ -160,9 +165,17 @@ func (c *client) step() {
 			c.ended(what, err)
 		}
 	}
-	switch k := c.rand.IntN(20); {
+	switch k := c.rand.IntN(22); {
 	case k < 8:
 		c.read(off, size)
+	case k == 20:
+		c.describe(off, size)
+	case k == 21:
+		if d, ok := c.dev.(Cacher); ok {
+			d.Cache(off, int64(size), func(err error) { c.ended("cache", err) })
+		} else {
+			c.ended("cache", nil)
+		}
 	case k < 15:
 		p := make([]byte, size)
 		c.dev.Write(p, off, fua, change("write", m.BeginWrite(p, off)))
@@ -207,5 +220,25 @@ func (c *client) read(off int64, n int) {
 			o.Forget()
 		}
 		c.ended("read", err)
+	}()
+}
+
+// describe asks which of a range is zeros, if the device can tell.
+func (c *client) describe(off int64, n int) {
+	dev, ok := c.dev.(target.Mapper)
+	if !ok {
+		c.ended("map", nil)
+		return
+	}
+	o := c.x.Model.BeginRead(off, n)
+	limit := 1 + c.rand.IntN(4)
+	go func() {
+		got, err := dev.Map(context.Background(), off, int64(n), "", limit, nil)
+		if err != nil {
+			o.Forget()
+		} else if err := o.CheckMap(got, limit); err != nil {
+			c.fail(err)
+		}
+		c.ended("map", err)
 	}()
 }

@@ -15,7 +15,8 @@ import (
 // Memory is a target.Session on a flat array. With a delay it completes
 // operations later, in bursts and on another goroutine, as a replicated device
 // does; without one it completes them before they return. It keeps the durable
-// contents apart, so that a power cut can be tested.
+// contents apart, so that a power cut can be tested. It is a target.Mapper with
+// snapshots.
 //
 // Several sessions may share one Memory: Close is called by each and counted.
 type Memory struct {
@@ -26,7 +27,7 @@ type Memory struct {
 	// zero TryReadAt refuses. Set it before use.
 	Delay time.Duration
 	// Fail, if set, decides the result of an operation ("read", "write",
-	// "flush", "zero", "trim") before it has any effect. Set it before use.
+	// "flush", "zero", "trim", "map") before it has any effect. Set it before use.
 	Fail func(op string, off int64, n int) error
 	// Volatile makes contents durable only by Flush and FUA, at the price of a
 	// copy, so that Crash has something to lose. Set it before use.
@@ -39,6 +40,7 @@ type Memory struct {
 	closed  int
 	kicks   int
 	flushes int
+	layout  layout
 
 	later later
 }
@@ -79,7 +81,7 @@ func (m *Memory) check(op string, off, n int64) error {
 	if off > int64(len(m.data)) || n > int64(len(m.data))-off {
 		return fault.Newf(fault.Invalid, "memory."+op, "", "[%d, +%d) is beyond %d", off, n, len(m.data))
 	}
-	if op != "read" && m.readOnly {
+	if op != "read" && op != "map" && m.readOnly {
 		return fault.Newf(fault.ReadOnly, "memory."+op, "", "the device is read only")
 	}
 	if m.Fail != nil {
@@ -140,6 +142,7 @@ func (m *Memory) change(op string, off, n int64, fua bool, done func(error), app
 			m.keep(off, n)
 		}
 		apply()
+		m.layout.note(off/int64(m.block), (off+n)/int64(m.block), op == "write")
 		if fua && m.Volatile {
 			m.sync(off, n)
 		}
@@ -192,6 +195,7 @@ func (m *Memory) Crash(survives func(off int64) bool) {
 	defer m.mu.Unlock()
 	for b := range m.dirty {
 		if !survives(b) {
+			m.layout.note(b/int64(m.block), b/int64(m.block)+1, true)
 			copy(m.data[b:b+int64(m.block)], m.durable[b:])
 		}
 	}

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"math"
 	"sync"
+
+	"github.com/gabion-storage/gabion/target"
 )
 
 // Model is a flat array that remembers, for each block, every content that a
@@ -176,6 +178,32 @@ func (o *Op) Check(p []byte) error {
 		if !m.possible(b, stamp, func(w, w2 version) bool { return w2.begin > w.end && w2.end < o.begin }) {
 			return fmt.Errorf("block %d has content %d at time %d, possible were %v", b, stamp, o.begin, m.blocks[b])
 		}
+	}
+	return nil
+}
+
+// CheckMap tells that a device described what a read was begun of, with at most
+// limit stretches, and what is wrong with that: zeros must be what a read could
+// have returned.
+func (o *Op) CheckMap(got []target.Stretch, limit int) error {
+	m := o.m
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.reads, o)
+	b := o.first
+	for _, s := range got {
+		if s.Length <= 0 || s.Length%int64(m.block) != 0 || b >= o.last {
+			return fmt.Errorf("blocks [%d, %d) are described as %v", o.first, o.last, got)
+		}
+		for end := b + int(s.Length)/m.block; b < end; b++ {
+			if s.Flags&(target.Hole|target.Zero) != 0 && b < o.last &&
+				!m.possible(b, 0, func(w, w2 version) bool { return w2.begin > w.end && w2.end < o.begin }) {
+				return fmt.Errorf("block %d is described as zeros at time %d, possible were %v", b, o.begin, m.blocks[b])
+			}
+		}
+	}
+	if len(got) == 0 || len(got) > limit || b < o.last && len(got) < limit {
+		return fmt.Errorf("blocks [%d, %d) are described as %v, limit %d", o.first, o.last, got, limit)
 	}
 	return nil
 }

@@ -1,32 +1,43 @@
 // Package nbdclient is a small NBD client for the rigs: fixed newstyle
-// handshake with GO, simple replies, any number of requests in flight. It
-// exists so that a test can see each answer by itself, which the kernel and
-// the library hide.
+// handshake with GO, every style of replies, metadata contexts, TLS, any number
+// of requests in flight. It exists so that a test can see each answer by
+// itself, which the kernel and the library hide, and holds a server to what the
+// protocol document has for the pieces of an answer.
 package nbdclient
 
 import (
 	"bufio"
+	"crypto/tls"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"sync"
-	"syscall"
 	"time"
 )
 
 // Wire numbers of the NBD protocol (doc/proto.md of the NBD project).
 const (
-	magicInit    = 0x4e42444d41474943
-	magicOption  = 0x49484156454f5054
-	magicReply   = 0x3e889045565a9
-	magicRequest = 0x25609513
-	magicAnswer  = 0x67446698
+	magicInit       = 0x4e42444d41474943
+	magicOption     = 0x49484156454f5054
+	magicReply      = 0x3e889045565a9
+	magicRequest    = 0x25609513
+	magicAnswer     = 0x67446698
+	magicStructured = 0x668e33ef
+	magicExtended   = 0x21e41c71
+	magicExtAnswer  = 0x6e8a278c
 
-	optGo       = 7
+	optStartTLS   = 5
+	optGo         = 7
+	optStructured = 8
+	optSetContext = 10
+	optExtended   = 11
+
 	repAck      = 1
 	repInfo     = 3
+	repContext  = 4
 	repErrBit   = 1 << 31
 	infoExport  = 0
 	infoBlock   = 3
@@ -36,16 +47,44 @@ const (
 
 // Commands and command flags.
 const (
-	CmdRead  = 0
-	CmdWrite = 1
-	CmdDisc  = 2
-	CmdFlush = 3
-	CmdTrim  = 4
-	CmdZero  = 6
+	CmdRead        = 0
+	CmdWrite       = 1
+	CmdDisc        = 2
+	CmdFlush       = 3
+	CmdTrim        = 4
+	CmdCache       = 5
+	CmdZero        = 6
+	CmdBlockStatus = 7
 
-	FlagFUA    = 1 << 0
-	FlagNoHole = 1 << 1
+	FlagFUA        = 1 << 0
+	FlagNoHole     = 1 << 1
+	FlagDF         = 1 << 2
+	FlagReqOne     = 1 << 3
+	FlagFastZero   = 1 << 4
+	FlagPayloadLen = 1 << 5
 )
+
+// Style is the form of messages after the handshake.
+type Style int
+
+const (
+	Simple Style = iota
+	Structured
+	Extended
+)
+
+func (s Style) String() string { return [...]string{"simple", "structured", "extended"}[s] }
+
+// Options say where and how to connect. The zero value of a field but Addr
+// means its default.
+type Options struct {
+	Network  string // "tcp" (default) or "unix"
+	Addr     string
+	Export   string
+	Style    Style
+	Contexts []string    // metadata contexts to select
+	TLS      *tls.Config // nil: without
+}
 
 // handshakeTimeout bounds Dial.
 const handshakeTimeout = 10 * time.Second
@@ -68,8 +107,12 @@ type Client struct {
 	Flags uint16 // transmission flags
 	// BlockMin, BlockPreferred and BlockMax are what the server announced, or 0.
 	BlockMin, BlockPreferred, BlockMax uint32
+	Style                              Style
+	// Contexts has the ids of the contexts that the server selected, by name.
+	Contexts map[string]uint32
 
 	conn net.Conn
+	over chan struct{} // closed when receive returned
 
 	send sync.Mutex // one request on the wire at a time; guards w
 	w    *bufio.Writer
@@ -78,49 +121,101 @@ type Client struct {
 	next    uint64
 	waiting map[uint64]*call
 	dead    error
+	holes   int
+	lost    func() // called before requests end with the connection
 }
 
-type call struct {
-	read []byte
-	done func(error)
-}
-
-// Dial connects to addr and opens the export. A server that does not serve it
-// gives a *Refused.
+// Dial connects to addr over TCP and opens the export with simple replies. A
+// server that does not serve it gives a *Refused.
 func Dial(addr, export string) (*Client, error) {
-	conn, err := net.DialTimeout("tcp", addr, handshakeTimeout)
+	return Open(Options{Addr: addr, Export: export})
+}
+
+// Open connects as o says.
+func Open(o Options) (*Client, error) {
+	if o.Network == "" {
+		o.Network = "tcp"
+	}
+	conn, err := net.DialTimeout(o.Network, o.Addr, handshakeTimeout)
 	if err != nil {
 		return nil, err
 	}
-	c := &Client{conn: conn, w: bufio.NewWriterSize(conn, 128<<10), waiting: map[uint64]*call{}}
+	c := &Client{conn: conn, Style: o.Style, waiting: map[uint64]*call{}, over: make(chan struct{})}
 	conn.SetDeadline(time.Now().Add(handshakeTimeout))
 	r := bufio.NewReaderSize(conn, 128<<10)
-	if err := c.handshake(r, export); err != nil {
+	if r, err = c.handshake(r, o); err != nil {
 		conn.Close()
 		return nil, err
 	}
-	conn.SetDeadline(time.Time{})
+	c.w = bufio.NewWriterSize(c.conn, 128<<10)
+	c.conn.SetDeadline(time.Time{})
 	go c.receive(r)
 	return c, nil
 }
 
-func (c *Client) handshake(r *bufio.Reader, export string) error {
+func (c *Client) handshake(r *bufio.Reader, o Options) (*bufio.Reader, error) {
 	var hello [18]byte
 	if _, err := io.ReadFull(r, hello[:]); err != nil {
-		return fmt.Errorf("nbd greeting: %w", err)
+		return nil, fmt.Errorf("nbd greeting: %w", err)
 	}
 	if binary.BigEndian.Uint64(hello[:]) != magicInit || binary.BigEndian.Uint64(hello[8:]) != magicOption {
-		return errors.New("not a newstyle NBD server")
+		return nil, errors.New("not a newstyle NBD server")
 	}
-	out := binary.BigEndian.AppendUint32(nil, flagFixed|flagNoZeros)
-	out = binary.BigEndian.AppendUint64(out, magicOption)
-	out = binary.BigEndian.AppendUint32(out, optGo)
-	out = binary.BigEndian.AppendUint32(out, uint32(4+len(export)+2+2))
-	out = binary.BigEndian.AppendUint32(out, uint32(len(export)))
-	out = append(out, export...)
-	out = binary.BigEndian.AppendUint16(out, 1)
-	out = binary.BigEndian.AppendUint16(out, infoBlock)
-	if _, err := c.conn.Write(out); err != nil {
+	if _, err := c.conn.Write(binary.BigEndian.AppendUint32(nil, flagFixed|flagNoZeros)); err != nil {
+		return nil, err
+	}
+	ignore := func(uint32, []byte) {}
+	if o.TLS != nil {
+		if err := c.option(r, optStartTLS, nil, ignore); err != nil {
+			return nil, err
+		}
+		t := tls.Client(c.conn, o.TLS)
+		if err := t.Handshake(); err != nil {
+			return nil, err
+		}
+		c.conn = t
+		r = bufio.NewReaderSize(t, 128<<10)
+	}
+	if o.Style != Simple {
+		style := uint32(optStructured)
+		if o.Style == Extended {
+			style = optExtended
+		}
+		if err := c.option(r, style, nil, ignore); err != nil {
+			return nil, err
+		}
+	}
+	name := append(binary.BigEndian.AppendUint32(nil, uint32(len(o.Export))), o.Export...)
+	if len(o.Contexts) > 0 {
+		c.Contexts = map[string]uint32{}
+		data := binary.BigEndian.AppendUint32(slices.Clone(name), uint32(len(o.Contexts)))
+		for _, q := range o.Contexts {
+			data = append(binary.BigEndian.AppendUint32(data, uint32(len(q))), q...)
+		}
+		err := c.option(r, optSetContext, data, func(kind uint32, b []byte) {
+			if kind == repContext && len(b) > 4 {
+				c.Contexts[string(b[4:])] = binary.BigEndian.Uint32(b)
+			}
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	data := binary.BigEndian.AppendUint16(name, 1)
+	data = binary.BigEndian.AppendUint16(data, infoBlock)
+	return r, c.option(r, optGo, data, func(kind uint32, b []byte) {
+		if kind == repInfo {
+			c.info(b)
+		}
+	})
+}
+
+// option sends one option and hands each reply before the last to f.
+func (c *Client) option(r *bufio.Reader, o uint32, data []byte, f func(kind uint32, b []byte)) error {
+	out := binary.BigEndian.AppendUint64(nil, magicOption)
+	out = binary.BigEndian.AppendUint32(out, o)
+	out = binary.BigEndian.AppendUint32(out, uint32(len(data)))
+	if _, err := c.conn.Write(append(out, data...)); err != nil {
 		return err
 	}
 	for {
@@ -129,7 +224,7 @@ func (c *Client) handshake(r *bufio.Reader, export string) error {
 			return fmt.Errorf("nbd option reply: %w", err)
 		}
 		kind, n := binary.BigEndian.Uint32(h[12:]), binary.BigEndian.Uint32(h[16:])
-		if binary.BigEndian.Uint64(h[:]) != magicReply || n > replyMax {
+		if binary.BigEndian.Uint64(h[:]) != magicReply || binary.BigEndian.Uint32(h[8:]) != o || n > replyMax {
 			return errors.New("malformed NBD option reply")
 		}
 		body := make([]byte, n)
@@ -139,11 +234,10 @@ func (c *Client) handshake(r *bufio.Reader, export string) error {
 		switch {
 		case kind == repAck:
 			return nil
-		case kind == repInfo:
-			c.info(body)
 		case kind&repErrBit != 0:
 			return &Refused{Code: kind, Text: string(body)}
 		}
+		f(kind, body)
 	}
 }
 
@@ -161,137 +255,3 @@ func (c *Client) info(b []byte) {
 		c.BlockMax = binary.BigEndian.Uint32(b[10:])
 	}
 }
-
-// Start sends one request and returns; done is called exactly once, on the
-// receiver's goroutine or, when the connection is gone, on the caller's. p is
-// the payload of a write (not kept) or the destination of a read (in use until
-// done). n is the length in bytes for the other commands.
-func (c *Client) Start(cmd, flags uint16, off int64, n int, p []byte, done func(error)) {
-	k := &call{done: done}
-	if cmd == CmdRead {
-		k.read = p
-	}
-	c.send.Lock()
-	c.mu.Lock()
-	if c.dead != nil {
-		err := c.dead
-		c.mu.Unlock()
-		c.send.Unlock()
-		done(err)
-		return
-	}
-	c.next++
-	cookie := c.next
-	c.waiting[cookie] = k
-	c.mu.Unlock()
-
-	var h [28]byte
-	binary.BigEndian.PutUint32(h[0:], magicRequest)
-	binary.BigEndian.PutUint16(h[4:], flags)
-	binary.BigEndian.PutUint16(h[6:], cmd)
-	binary.BigEndian.PutUint64(h[8:], cookie)
-	binary.BigEndian.PutUint64(h[16:], uint64(off))
-	binary.BigEndian.PutUint32(h[24:], uint32(n))
-	c.w.Write(h[:])
-	if cmd == CmdWrite {
-		c.w.Write(p)
-	}
-	err := c.w.Flush()
-	c.send.Unlock()
-	if err != nil {
-		c.fail(err)
-	}
-}
-
-// receive hands answers out until the connection ends.
-func (c *Client) receive(r *bufio.Reader) {
-	for {
-		var h [16]byte
-		if _, err := io.ReadFull(r, h[:]); err != nil {
-			c.fail(fmt.Errorf("nbd connection: %w", err))
-			return
-		}
-		if binary.BigEndian.Uint32(h[:]) != magicAnswer {
-			c.fail(errors.New("malformed NBD answer"))
-			return
-		}
-		code, cookie := binary.BigEndian.Uint32(h[4:]), binary.BigEndian.Uint64(h[8:])
-		c.mu.Lock()
-		k := c.waiting[cookie]
-		c.mu.Unlock()
-		if k == nil {
-			c.fail(fmt.Errorf("answer to unknown request %d", cookie))
-			return
-		}
-		var err error
-		if code != 0 {
-			err = fmt.Errorf("nbd: %w", syscall.Errno(code))
-		} else if k.read != nil {
-			if _, e := io.ReadFull(r, k.read); e != nil {
-				c.fail(fmt.Errorf("nbd connection: %w", e))
-				return
-			}
-		}
-		c.mu.Lock()
-		_, ours := c.waiting[cookie]
-		delete(c.waiting, cookie)
-		c.mu.Unlock()
-		if ours {
-			k.done(err)
-		}
-	}
-}
-
-// fail ends every request with err and closes the connection.
-func (c *Client) fail(err error) {
-	c.mu.Lock()
-	if c.dead == nil {
-		c.dead = err
-	}
-	all := c.waiting
-	c.waiting = map[uint64]*call{}
-	c.mu.Unlock()
-	c.conn.Close()
-	for _, k := range all {
-		k.done(err)
-	}
-}
-
-// Err is the reason that the connection ended, or nil while it lives.
-func (c *Client) Err() error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.dead
-}
-
-func (c *Client) wait(cmd, flags uint16, off int64, n int, p []byte) error {
-	done := make(chan error, 1)
-	c.Start(cmd, flags, off, n, p, func(err error) { done <- err })
-	return <-done
-}
-
-func (c *Client) ReadAt(p []byte, off int64) error  { return c.wait(CmdRead, 0, off, len(p), p) }
-func (c *Client) WriteAt(p []byte, off int64) error { return c.wait(CmdWrite, 0, off, len(p), p) }
-func (c *Client) WriteFUA(p []byte, off int64) error {
-	return c.wait(CmdWrite, FlagFUA, off, len(p), p)
-}
-func (c *Client) Flush() error                { return c.wait(CmdFlush, 0, 0, 0, nil) }
-func (c *Client) Trim(off int64, n int) error { return c.wait(CmdTrim, 0, off, n, nil) }
-func (c *Client) Zero(off int64, n int) error { return c.wait(CmdZero, FlagNoHole, off, n, nil) }
-
-// Close says goodbye and closes. Requests in flight end with an error.
-func (c *Client) Close() error {
-	var h [28]byte
-	binary.BigEndian.PutUint32(h[0:], magicRequest)
-	binary.BigEndian.PutUint16(h[6:], CmdDisc)
-	c.conn.SetWriteDeadline(time.Now().Add(time.Second))
-	c.send.Lock()
-	c.w.Write(h[:])
-	c.w.Flush()
-	c.send.Unlock()
-	c.fail(net.ErrClosed)
-	return nil
-}
-
-// Abort drops the connection as a dying client does.
-func (c *Client) Abort() { c.fail(net.ErrClosed) }

@@ -15,6 +15,7 @@ const (
 	EIO       Errno = 5
 	EINVAL    Errno = 22
 	ENOSPC    Errno = 28
+	EOVERFLOW Errno = 75
 	ESHUTDOWN Errno = 108
 )
 
@@ -30,6 +31,8 @@ func (e Errno) String() string {
 		return "EINVAL"
 	case ENOSPC:
 		return "ENOSPC"
+	case EOVERFLOW:
+		return "EOVERFLOW"
 	case ESHUTDOWN:
 		return "ESHUTDOWN"
 	}

@@ -99,11 +99,12 @@ func DecodeOptionReplyHeader(b []byte) (OptionReplyHeader, error) {
 }
 
 // cut shortens s to NameMax bytes without splitting a character.
-func cut(s string) string {
-	if len(s) <= NameMax {
+func cut(s string) string { return cutTo(s, NameMax) }
+
+func cutTo(s string, n int) string {
+	if len(s) <= n {
 		return s
 	}
-	n := NameMax
 	for n > 0 && !utf8.RuneStart(s[n]) {
 		n--
 	}

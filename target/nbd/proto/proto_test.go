@@ -41,7 +41,7 @@ func TestEncodersMatchTheDocument(t *testing.T) {
 		"info name":            {AppendInfoText(nil, OptGo, InfoName, "v"), "0003e889045565a9 00000007 00000003 00000003 0001 76"},
 		"export name":          {AppendExportNameReply(nil, 4096, 0x0103, true), "0000000000001000 0103"},
 		"export name + zeroes": {AppendExportNameReply(nil, 4096, 0x0103, false), "0000000000001000 0103" + strings.Repeat("00", 124)},
-		"request": {AppendRequest(nil, Request{FlagFUA, CmdWrite, 0x1122334455667788, 8192, 4096}),
+		"request": {Simple.AppendRequest(nil, Request{FlagFUA, CmdWrite, 0x1122334455667788, 8192, 4096}),
 			"25609513 0001 0001 1122334455667788 0000000000002000 00001000"},
 		"simple reply": {reply, "67446698 00000005 0102030405060708"},
 	} {
@@ -52,11 +52,22 @@ func TestEncodersMatchTheDocument(t *testing.T) {
 }
 
 func TestTransmissionFlagsAreHonest(t *testing.T) {
-	if f := TransmissionFlags(false); f != 1|4|8|32|64|256|2048 {
-		t.Errorf("writable: %#x", f)
-	}
-	if f := TransmissionFlags(true); f != 1|2|4|8|256 {
-		t.Errorf("read only: %#x", f)
+	for _, c := range []struct {
+		readOnly bool
+		style    Style
+		contexts bool
+		want     uint16
+	}{
+		{false, Simple, false, 1 | 4 | 8 | 32 | 64 | 256 | 1024 | 2048},
+		{true, Simple, false, 1 | 2 | 4 | 8 | 256 | 1024},
+		{false, Structured, true, 1 | 4 | 8 | 32 | 64 | 128 | 256 | 1024 | 2048},
+		{true, Structured, false, 1 | 2 | 4 | 8 | 128 | 256 | 1024},
+		{true, Extended, false, 1 | 2 | 4 | 8 | 128 | 256 | 1024},
+		{true, Extended, true, 1 | 2 | 4 | 8 | 128 | 256 | 1024 | 4096},
+	} {
+		if f := TransmissionFlags(c.readOnly, c.style, c.contexts); f != c.want {
+			t.Errorf("%+v: %#x", c, f)
+		}
 	}
 }
 
@@ -159,7 +170,9 @@ func TestRequestCheck(t *testing.T) {
 	w := Geometry{Size: size, BlockSize: 4096}
 	ro := Geometry{Size: size, BlockSize: 4096, ReadOnly: true}
 	big := Geometry{Size: 16 << 40, BlockSize: 512}
-	req := func(c Command, flags uint16, off uint64, n uint32) Request {
+	st := Geometry{Size: size, BlockSize: 4096, Style: Structured, Contexts: 1}
+	ext := Geometry{Size: 16 << 40, BlockSize: 512, Style: Extended, Contexts: 1}
+	req := func(c Command, flags uint16, off, n uint64) Request {
 		return Request{Cmd: c, Flags: flags, Offset: off, Length: n}
 	}
 	for _, c := range []struct {
@@ -201,12 +214,32 @@ func TestRequestCheck(t *testing.T) {
 		{"zeroes beyond the end", req(CmdWriteZeroes, 0, size, 4096), w, ENOSPC},
 		{"zeroes read only", req(CmdWriteZeroes, 0, 0, 4096), ro, EPERM},
 		{"zeroes with DF", req(CmdWriteZeroes, 1<<2, 0, 4096), w, EINVAL},
-		{"cache", req(5, 0, 0, 4096), w, EINVAL},
-		{"block status", req(7, 0, 0, 4096), w, EINVAL},
+		{"cache", req(CmdCache, 0, 0, 1<<30), ro, OK},
+		{"cache beyond the end", req(CmdCache, 0, 0, 1<<30+4096), ro, EINVAL},
+		{"cache with REQ_ONE", req(CmdCache, FlagReqOne, 0, 4096), ro, EINVAL},
+		{"structured read with DF", req(CmdRead, FlagDF, 0, 4096), st, OK},
+		{"structured read of more", req(CmdRead, 0, 0, PayloadMax+4096), st, EOVERFLOW},
+		{"structured write with PAYLOAD_LEN", req(CmdWrite, FlagPayloadLen, 0, 4096), st, EINVAL},
+		{"structured block status", req(CmdBlockStatus, FlagReqOne, 0, size), st, OK},
+		{"structured block status with PAYLOAD_LEN", req(CmdBlockStatus, FlagPayloadLen, 0, 12), st, EINVAL},
+		{"structured block status beyond the end", req(CmdBlockStatus, 0, size, 4096), st, EINVAL},
+		{"structured block status without contexts", req(CmdBlockStatus, 0, 0, 4096), Geometry{Size: size, BlockSize: 512, Style: Structured}, EINVAL},
+		{"extended write", req(CmdWrite, FlagPayloadLen|FlagFUA, 0, 4096), ext, OK},
+		{"extended write without PAYLOAD_LEN", req(CmdWrite, 0, 0, 4096), ext, EINVAL},
+		{"extended write of nothing", req(CmdWrite, FlagPayloadLen, 0, 0), ext, EINVAL},
+		{"extended read with PAYLOAD_LEN", req(CmdRead, FlagPayloadLen, 0, 4096), ext, EINVAL},
+		{"extended zeroes of 16 TiB", req(CmdWriteZeroes, FlagFUA|FlagNoHole|FlagFastZero, 0, 16<<40), ext, OK},
+		{"extended trim of 5 GiB", req(CmdTrim, 0, 1<<40, 5<<30), ext, OK},
+		{"extended trim that wraps", req(CmdTrim, 0, 512, 1<<64-512), ext, EINVAL},
+		{"extended block status", req(CmdBlockStatus, 0, 0, 16<<40), ext, OK},
+		{"extended block status with a payload", req(CmdBlockStatus, FlagPayloadLen, 0, 12), ext, OK},
+		{"extended flush of a range", req(CmdFlush, 0, 0, 512), ext, EINVAL},
+		{"block status", req(CmdBlockStatus, 0, 0, 4096), w, EINVAL},
 		{"unknown", req(0xffff, 0, 0, 4096), w, EINVAL},
 	} {
-		if got := c.r.Check(c.g); got != c.want {
-			t.Errorf("%s: %v, want %v", c.name, got, c.want)
+		got, why := c.r.Check(c.g)
+		if got != c.want || (got == OK) != (why == "") {
+			t.Errorf("%s: %v %q, want %v", c.name, got, why, c.want)
 		}
 	}
 }
@@ -288,7 +321,7 @@ func FuzzDecodeName(f *testing.F) {
 }
 
 func FuzzDecodeRequest(f *testing.F) {
-	f.Add(AppendRequest(nil, Request{FlagFUA, CmdWrite, 1, 8192, 4096}), int64(1<<30))
+	f.Add(Simple.AppendRequest(nil, Request{FlagFUA, CmdWrite, 1, 8192, 4096}), int64(1<<30))
 	f.Fuzz(func(t *testing.T, b []byte, size int64) {
 		if len(b) < RequestSize || size < 0 {
 			return
@@ -297,11 +330,11 @@ func FuzzDecodeRequest(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if got := AppendRequest(nil, r); !bytes.Equal(got, b[:RequestSize]) {
+		if got := Simple.AppendRequest(nil, r); !bytes.Equal(got, b[:RequestSize]) {
 			t.Errorf("%x -> %x", b, got)
 		}
 		size &^= 4095
-		if r.Check(Geometry{Size: size, BlockSize: 4096}) == OK && r.Cmd != CmdFlush {
+		if e, _ := r.Check(Geometry{Size: size, BlockSize: 4096}); e == OK && r.Cmd != CmdFlush {
 			if r.Offset%4096 != 0 || r.Length%4096 != 0 || r.Length == 0 || r.Offset > 1<<63-1 ||
 				int64(r.Offset) > size-int64(r.Length) {
 				t.Errorf("accepted %+v on %d bytes", r, size)
