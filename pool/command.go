@@ -24,6 +24,10 @@ type Command struct {
 	ResizeVolume *VolumeGrowth   `json:"resize_volume,omitempty"`
 	Swept        *Swept          `json:"swept,omitempty"`
 	PutSetting   *SettingChange  `json:"put_setting,omitempty"`
+	SetStanding  *SetStanding    `json:"set_standing,omitempty"`
+	RemoveNode   *RemoveNode     `json:"remove_node,omitempty"`
+	SetPolicy    *Policy         `json:"set_policy,omitempty"`
+	SetVoters    *SetVoters      `json:"set_voters,omitempty"`
 }
 
 // SetLanes replaces the lanes table.
