@@ -1,6 +1,7 @@
 package pool
 
 import (
+	"fmt"
 	"slices"
 	"time"
 
@@ -196,6 +197,19 @@ func (s *State) spare() bool {
 		}
 	}
 	return stay >= need && stay > 0
+}
+
+// Blocked says why the data of a leaving node stays where it is; "" if nothing
+// holds it.
+func (s *State) Blocked() string {
+	if s.spare() {
+		return ""
+	}
+	need := 0
+	for _, v := range s.Volumes {
+		need = max(need, v.Replicas)
+	}
+	return fmt.Sprintf("a volume wants %d copies, and fewer other nodes can take data: add a node", need)
 }
 
 // takes tells whether a brick takes data.

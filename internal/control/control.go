@@ -12,6 +12,8 @@
 //	DELETE /v1/volumes/NAME
 //	POST   /v1/volumes/NAME/resize    resizeRequest -> Volume
 //	POST   /v1/volumes/NAME/attach    attachRequest -> Volume
+//	…      /v1/nodes/NAME/…           see Nodes
+//	…      /v1/policy                 see Nodes
 //
 // A request with an unknown field, or longer than RequestMax, is refused. An
 // error is answered with the HTTP status of its kind (statusOf) and the body
@@ -68,6 +70,7 @@ type Daemon interface {
 	// AttachVolume makes this node the holder of the volume. While another
 	// node holds it, takeover decides between Busy and fencing that node.
 	AttachVolume(ctx context.Context, name string, takeover bool) (*Volume, error)
+	Nodes
 }
 
 // Status is the state of a pool as one node sees it. Lists are sorted by name
@@ -109,6 +112,9 @@ type Node struct {
 	Version string            `json:"version"`
 	// FreeBytes is the sum over its bricks.
 	FreeBytes int64 `json:"free_bytes"`
+	// Witness: it votes and keeps no data.
+	Witness bool `json:"witness,omitempty"`
+	Leaving
 }
 
 // Brick is one disk of a node.

@@ -45,7 +45,7 @@ func (n *Node) describe(id ident.NodeID) control.Node {
 	out := control.Node{ID: id, Name: id.Short(), State: overlay.Down.String()}
 	for _, r := range n.Pool.State().Nodes {
 		if r.ID == id {
-			out.Name, out.Addr, out.Labels = r.Name, r.Addr, r.Labels
+			out.Name, out.Addr, out.Labels, out.Witness = r.Name, r.Addr, r.Labels, r.Witness
 		}
 	}
 	if v, ok := n.View.Node(id); ok {
@@ -132,10 +132,13 @@ func (n *Node) Status(ctx context.Context) (*control.Status, error) {
 	for i, r := range st.Nodes {
 		if errs[i] != nil {
 			out.Unreachable = append(out.Unreachable, control.Unreachable{Node: r.Name, Error: errs[i].Error()})
-			out.Nodes = append(out.Nodes, n.describe(r.ID))
+			me := n.describe(r.ID)
+			me.Leaving = n.leaving(st, r, 0)
+			out.Nodes = append(out.Nodes, me)
 			continue
 		}
 		me := n.describe(r.ID)
+		me.Leaving = n.leaving(st, r, storedBy(parts[i]))
 		p := parts[i].Node
 		me.Version, me.Boot, me.FreeBytes, me.NBD, me.HTTP = p.Version, p.Boot, p.FreeBytes, p.NBD, p.HTTP
 		out.Nodes = append(out.Nodes, me)
