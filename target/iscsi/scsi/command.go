@@ -187,7 +187,8 @@ func (c *Command) expect(then func(*Command, error)) {
 // ended is the completion of one operation of the device, or of expect itself.
 func (c *Command) ended(err error) {
 	if err != nil {
-		c.t.err.CompareAndSwap(nil, &err)
+		first := err // only an error costs an allocation
+		c.t.err.CompareAndSwap(nil, &first)
 	}
 	switch left := c.t.left.Add(-1); {
 	case left > 0:
