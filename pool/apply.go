@@ -60,23 +60,14 @@ func apply(s *State, c Command) error {
 	if c.ResizeVolume != nil {
 		do = append(do, func() error { return resizeVolume(s, *c.ResizeVolume) })
 	}
+	if c.SetSnapshots != nil {
+		do = append(do, func() error { return setSnapshots(s, *c.SetSnapshots) })
+	}
 	if c.Swept != nil {
 		do = append(do, func() error { return swept(s, *c.Swept) })
 	}
 	if c.PutSetting != nil {
 		do = append(do, func() error { return putSetting(s, *c.PutSetting) })
-	}
-	if c.SetStanding != nil {
-		do = append(do, func() error { return setStanding(s, *c.SetStanding) })
-	}
-	if c.RemoveNode != nil {
-		do = append(do, func() error { return removeNode(s, *c.RemoveNode) })
-	}
-	if c.SetPolicy != nil {
-		do = append(do, func() error { return setPolicy(s, *c.SetPolicy) })
-	}
-	if c.SetVoters != nil {
-		do = append(do, func() error { return setVoters(s, *c.SetVoters) })
 	}
 	if len(do) != 1 {
 		return invalid("pool.apply", c.ID, "a command has exactly one part; this one has %d", len(do))
@@ -104,20 +95,13 @@ func putNode(s *State, n NodeRecord) error {
 	}
 	i, found := s.findNode(n.ID)
 	if found {
-		if s.Nodes[i].Standing == Lost {
-			return gone(op, n.Name)
-		}
-		n.keep(s.Nodes[i])
+		n.Swept = s.Nodes[i].Swept
 		s.Nodes[i] = n
 		return nil
-	}
-	if slices.Contains(s.Gone, n.ID) {
-		return gone(op, n.Name)
 	}
 	if len(s.Nodes) >= NodesMax {
 		return fault.Newf(fault.NoSpace, op, n.Name, "a pool has at most %d nodes", NodesMax)
 	}
-	n.keep(NodeRecord{})
 	n.Swept = s.Deleted // a new node has nothing of what was deleted before
 	s.Nodes = slices.Insert(s.Nodes, i, n)
 	return nil
@@ -191,7 +175,7 @@ func deleteVolume(s *State, d VolumeDeletion) error {
 func laggards(s *State) []string {
 	var names []string
 	for _, n := range s.Nodes {
-		if n.Standing != Lost && n.Swept < s.Tombstones[0].Seq && len(names) < 8 {
+		if n.Swept < s.Tombstones[0].Seq && len(names) < 8 {
 			names = append(names, n.Name)
 		}
 	}
@@ -215,7 +199,8 @@ func resizeVolume(s *State, r VolumeGrowth) error {
 	return nil
 }
 
-// swept notes what a node has dropped.
+// swept notes what a node has dropped and lets go of the tombstones that every
+// node has dropped: nobody can bring such a volume's data back.
 func swept(s *State, w Swept) error {
 	const op = "pool.swept"
 	i, ok := s.findNode(w.Node)
@@ -226,6 +211,10 @@ func swept(s *State, w Swept) error {
 		return invalid(op, s.Nodes[i].Name, "swept up to %d, but the newest tombstone is %d", w.UpTo, s.Deleted)
 	}
 	s.Nodes[i].Swept = max(s.Nodes[i].Swept, w.UpTo)
-	dropTombstones(s)
+	least := s.Deleted
+	for _, n := range s.Nodes {
+		least = min(least, n.Swept)
+	}
+	s.Tombstones = slices.DeleteFunc(s.Tombstones, func(t Tombstone) bool { return t.Seq <= least })
 	return nil
 }

@@ -22,12 +22,9 @@ type Command struct {
 	CreateVolume *Volume         `json:"create_volume,omitempty"`
 	DeleteVolume *VolumeDeletion `json:"delete_volume,omitempty"`
 	ResizeVolume *VolumeGrowth   `json:"resize_volume,omitempty"`
+	SetSnapshots *SnapshotList   `json:"set_snapshots,omitempty"`
 	Swept        *Swept          `json:"swept,omitempty"`
 	PutSetting   *SettingChange  `json:"put_setting,omitempty"`
-	SetStanding  *SetStanding    `json:"set_standing,omitempty"`
-	RemoveNode   *RemoveNode     `json:"remove_node,omitempty"`
-	SetPolicy    *Policy         `json:"set_policy,omitempty"`
-	SetVoters    *SetVoters      `json:"set_voters,omitempty"`
 }
 
 // SetLanes replaces the lanes table.

@@ -110,7 +110,6 @@ func printable(s string) bool {
 
 func sameNode(a, b NodeRecord) bool {
 	return a.ID == b.ID && a.Name == b.Name && a.Addr == b.Addr && a.Swept == b.Swept &&
-		a.Witness == b.Witness && a.Standing == b.Standing && a.Since == b.Since &&
 		maps.Equal(a.Labels, b.Labels) && slices.Equal(a.Bricks, b.Bricks)
 }
 
@@ -138,6 +137,9 @@ func checkVolume(s *State, v *Volume) error {
 	}
 	if v.Created < 0 {
 		return invalid(op, v.Name, "created at %d: a time is not negative", v.Created)
+	}
+	if len(v.Snapshots) > 0 || v.SnapshotRevision != 0 {
+		return invalid(op, v.Name, "a new volume has no snapshots")
 	}
 	return checkVoters(s, op, v)
 }
