@@ -53,12 +53,12 @@ type ManagerConfig struct {
 	Extents   Store
 	View      overlay.View
 	Catalog   func() *pool.State
-	Log       *slog.Logger
+	// Publish has the pool apply a command that changes the catalog; nil in
+	// pools without one.
+	Publish func(context.Context, pool.Command) error
+	Log     *slog.Logger
 	// Tune is applied to the Config of every attachment; nil for defaults.
 	Tune func(*Config)
-	// OnMembers is told, on any goroutine, that the members of some volume's map
-	// block changed; it must not block. nil for nobody.
-	OnMembers func()
 }
 
 // Manager attaches volumes on this node. It implements target.Exports.
@@ -68,7 +68,6 @@ type Manager struct {
 	mu     sync.Mutex
 	vols   map[ident.VolumeID]*attached
 	closed bool
-	resign bool // this node is being drained: it attaches nothing
 }
 
 // attached is a volume that is attached here, or being attached.
@@ -78,6 +77,7 @@ type attached struct {
 	err      error
 	sessions int
 	clients  map[string]int
+	changing int                   // snapshots that are being made or deleted
 	named    map[*session]struct{} // those of the sessions whose clients said who they are
 	// keep is until when a volume that was taken over by a person's word stays
 	// even without clients: the old holder's clients reconnect at once.
@@ -88,6 +88,7 @@ type attached struct {
 func NewManager(cfg ManagerConfig) *Manager {
 	m := &Manager{cfg: cfg, vols: map[ident.VolumeID]*attached{}}
 	cfg.Transport.HandleCall(TypeRelease, m.handleRelease)
+	cfg.Transport.HandleCall(TypeSnapshot, m.handleSnapshot)
 	cfg.View.OnChange(m.changed)
 	return m
 }
@@ -120,7 +121,7 @@ func exportOf(d pool.Volume) target.Export {
 func (m *Manager) List(context.Context) ([]target.Export, error) {
 	var out []target.Export
 	for _, d := range m.cfg.Catalog().Volumes {
-		out = append(out, exportOf(d))
+		out = append(append(out, exportOf(d)), snapshotExports(d)...)
 	}
 	slices.SortFunc(out, func(a, b target.Export) int { return strings.Compare(a.Name, b.Name) })
 	return out, nil
@@ -128,6 +129,9 @@ func (m *Manager) List(context.Context) ([]target.Export, error) {
 
 // Stat implements target.Exports.
 func (m *Manager) Stat(_ context.Context, name string) (target.Export, error) {
+	if isSnapshot(name) {
+		return m.statSnapshot(name)
+	}
 	d, err := m.find(name)
 	if err != nil {
 		return target.Export{}, err
@@ -148,10 +152,23 @@ func (s *session) Close() { s.once.Do(s.close) }
 
 // Open implements target.Exports: the first session attaches the volume here.
 func (m *Manager) Open(ctx context.Context, name, peer string) (target.Session, <-chan struct{}, error) {
+	if isSnapshot(name) {
+		return m.openSnapshot(ctx, name, peer)
+	}
 	d, err := m.find(name)
 	if err != nil {
 		return nil, nil, err
 	}
+	v, leave, err := m.use(ctx, d, peer)
+	if err != nil {
+		return nil, nil, err
+	}
+	return &session{Volume: v, close: leave}, v.Gone(), nil
+}
+
+// use attaches a volume here if need be and counts one more use of it until
+// leave is called.
+func (m *Manager) use(ctx context.Context, d pool.Volume, peer string) (v *Volume, leave func(), err error) {
 	for {
 		a, err := m.attached(ctx, d, claim{})
 		if err != nil {
@@ -170,15 +187,14 @@ func (m *Manager) Open(ctx context.Context, name, peer string) (target.Session, 
 		a.sessions++
 		a.clients[peer]++
 		m.mu.Unlock()
-		s := &session{Volume: a.vol, close: func() {
+		return a.vol, func() {
 			m.mu.Lock()
 			a.sessions--
 			if a.clients[peer]--; a.clients[peer] <= 0 {
 				delete(a.clients, peer)
 			}
 			m.mu.Unlock()
-		}}
-		return s, a.vol.Gone(), nil
+		}, nil
 	}
 }
 
@@ -205,10 +221,6 @@ func (m *Manager) attached(ctx context.Context, d pool.Volume, by claim) (*attac
 		m.mu.Unlock()
 		return nil, fault.Newf(fault.Unavailable, "volume attach", d.Name, "this node is shutting down")
 	}
-	if m.resign {
-		m.mu.Unlock()
-		return nil, fault.Newf(fault.Unavailable, "volume attach", d.Name, "this node is drained and serves nothing: use another node, or end it with: gabion node undrain")
-	}
 	if a == nil {
 		a = &attached{ready: make(chan struct{}), clients: map[string]int{}, named: map[*session]struct{}{}}
 		m.vols[d.ID] = a
@@ -232,7 +244,7 @@ func (m *Manager) attach(ctx context.Context, d pool.Volume, a *attached, by cla
 	began := time.Now()
 	vol, err := m.tryAttach(ctx, d, by)
 	m.mu.Lock()
-	orphan := err == nil && (m.closed || m.resign || m.vols[d.ID] != a) // detached meanwhile
+	orphan := err == nil && (m.closed || m.vols[d.ID] != a) // detached meanwhile
 	if orphan {
 		err = fault.Newf(fault.Unavailable, "volume attach", d.Name, "it was detached while it was being attached")
 	}
@@ -312,7 +324,7 @@ func (m *Manager) attachOnce(ctx context.Context, d pool.Volume, by claim) (*Vol
 	p, rec, err := quorum.Open(ctx, quorum.ProposerConfig{
 		Group: group, Transport: m.cfg.Transport, Local: m.cfg.Acceptors, Self: m.cfg.Self, Boot: m.cfg.Boot,
 		Seeds: seeds, Over: over, OnProgress: v.pend.progress, OnFenced: v.fenced,
-		OnMembers: func() { m.members(v) }, Log: m.cfg.Log,
+		OnMembers: v.maintain.request, Log: m.cfg.Log,
 	})
 	if err != nil {
 		v.cancel()
@@ -343,6 +355,9 @@ func (m *Manager) volumeConfig(d pool.Volume) Config {
 	c := Config{
 		ID: d.ID, Name: d.Name, Size: d.Size, BlockSize: d.BlockSize, Replicas: d.Replicas,
 		Extents: m.cfg.Extents, View: m.cfg.View, Log: m.cfg.Log, WriteCache: WriteCache(d.WriteCache),
+		Publish: func(ctx context.Context, list []SnapshotInfo, revision uint64) error {
+			return m.publish(ctx, d.ID, list, revision)
+		},
 	}
 	if m.cfg.Tune != nil {
 		m.cfg.Tune(&c)
@@ -350,8 +365,8 @@ func (m *Manager) volumeConfig(d pool.Volume) Config {
 	return c
 }
 
-// seeds is where to ask for a volume's map block: the members that the catalog
-// and this node's own acceptor know of.
+// seeds is where to ask for a volume's map block: the voters at its birth and
+// the members that this node's own acceptor knows of.
 func (m *Manager) seeds(d pool.Volume) []ident.NodeID {
 	var out []ident.NodeID
 	add := func(n ident.NodeID) {
@@ -364,13 +379,8 @@ func (m *Manager) seeds(d pool.Volume) []ident.NodeID {
 			add(x.Node)
 		}
 	}
-	for _, n := range d.Seeds {
-		add(n)
-	}
-	if len(d.Seeds) == 0 {
-		for _, x := range d.Voters {
-			add(x.Node)
-		}
+	for _, x := range d.Voters {
+		add(x.Node)
 	}
 	return out
 }
@@ -476,7 +486,7 @@ func (m *Manager) handleRelease(_ context.Context, from ident.NodeID, body []byt
 		m.mu.Unlock()
 		return json.Marshal(releaseAnswer{Released: true})
 	}
-	if a.vol == nil && !req.Takeover {
+	if (a.vol == nil || a.changing > 0) && !req.Takeover {
 		m.mu.Unlock()
 		return json.Marshal(releaseAnswer{Attaching: true})
 	}
