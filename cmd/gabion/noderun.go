@@ -10,19 +10,17 @@ import (
 // runNode runs a node in dir until ctx ends.
 func runNode(ctx context.Context, dir string, f *nodeFlags, log *slog.Logger) error {
 	return node.Run(ctx, node.Config{
-		Dir:    dir,
-		Listen: f.listen,
-		NBD:    orOff(f.nbd),
-		HTTP:   orOff(f.http),
-
-		NBDSecurity: f.nbdSecurity,
-		Name:        f.name,
-		Bricks:      f.bricks,
-		Zone:        f.zone,
-		Rack:        f.rack,
-		Join:        f.join,
-		Token:       f.token,
-		Log:         log,
-		Version:     thisVersion().Version,
+		Dir:     dir,
+		Listen:  f.listen,
+		NBD:     orOff(f.nbd),
+		HTTP:    orOff(f.http),
+		Name:    f.name,
+		Bricks:  f.bricks,
+		Zone:    f.zone,
+		Rack:    f.rack,
+		Join:    f.join,
+		Token:   f.token,
+		Log:     log,
+		Version: thisVersion().Version,
 	})
 }

@@ -21,7 +21,7 @@ func (a *app) poolCmd() *cobra.Command {
 		Args:  cobra.ArbitraryArgs,
 		RunE:  group,
 	}
-	c.AddCommand(a.poolShowCmd(), a.poolTokenCmd(), a.poolSetCmd())
+	c.AddCommand(a.poolShowCmd(), a.poolTokenCmd())
 	return c
 }
 

@@ -55,7 +55,7 @@ func writePool(w io.Writer, s *control.Status) error {
 	}
 	t := newTable(w, "NODE", "STATE", "ADDRESS", "NBD", "HTTP", "FREE", "LABELS", "VERSION")
 	for _, n := range s.Nodes {
-		t.row(n.Name, nodeState(n), orDash(n.Addr), orDash(n.NBD), orDash(n.HTTP), sizeText(n.FreeBytes),
+		t.row(n.Name, n.State, orDash(n.Addr), orDash(n.NBD), orDash(n.HTTP), sizeText(n.FreeBytes),
 			labelsText(n.Labels), orDash(n.Version))
 	}
 	if err := t.flush(); err != nil {
@@ -81,26 +81,11 @@ func writePool(w io.Writer, s *control.Status) error {
 	return nil
 }
 
-// nodeState is what the node does, and where it stands if it is leaving.
-func nodeState(n control.Node) string {
-	s := n.State
-	if n.Witness {
-		s += ", witness"
-	}
-	switch {
-	case n.SafeToRemove:
-		s += ", " + n.Standing + ": safe to remove"
-	case n.Standing != "":
-		s += ", " + n.Standing
-	}
-	return s
-}
-
 func writeVolumes(w io.Writer, vs []control.Volume) error {
-	t := newTable(w, "VOLUME", "SIZE", "USED", "HEALTH", "HOLDER", "CLIENTS", "LOG", "CHECKPOINT")
+	t := newTable(w, "VOLUME", "SIZE", "USED", "HEALTH", "HOLDER", "CLIENTS", "SNAPSHOTS", "LOG", "CHECKPOINT")
 	for _, v := range vs {
 		t.row(v.Name, sizeText(v.SizeBytes), sizeText(v.UsedBytes), v.HealthText(), orDash(v.Holder),
-			fmt.Sprint(len(v.Clients)), sizeText(v.LogBytes), ageText(v.CheckpointAgeSeconds))
+			fmt.Sprint(len(v.Clients)), snapshotsText(&v), sizeText(v.LogBytes), ageText(v.CheckpointAgeSeconds))
 	}
 	return t.flush()
 }

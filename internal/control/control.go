@@ -12,8 +12,7 @@
 //	DELETE /v1/volumes/NAME
 //	POST   /v1/volumes/NAME/resize    resizeRequest -> Volume
 //	POST   /v1/volumes/NAME/attach    attachRequest -> Volume
-//	…      /v1/nodes/NAME/…           see Nodes
-//	…      /v1/policy                 see Nodes
+//	...    /v1/volumes/NAME/snapshots see Snapshots
 //
 // A request with an unknown field, or longer than RequestMax, is refused. An
 // error is answered with the HTTP status of its kind (statusOf) and the body
@@ -67,10 +66,10 @@ type Daemon interface {
 	// DeleteVolume returns once the deletion is recorded durably. Space is
 	// given back afterwards, in the background.
 	DeleteVolume(ctx context.Context, name string) error
+	Snapshots
 	// AttachVolume makes this node the holder of the volume. While another
 	// node holds it, takeover decides between Busy and fencing that node.
 	AttachVolume(ctx context.Context, name string, takeover bool) (*Volume, error)
-	Nodes
 }
 
 // Status is the state of a pool as one node sees it. Lists are sorted by name
@@ -112,9 +111,6 @@ type Node struct {
 	Version string            `json:"version"`
 	// FreeBytes is the sum over its bricks.
 	FreeBytes int64 `json:"free_bytes"`
-	// Witness: it votes and keeps no data.
-	Witness bool `json:"witness,omitempty"`
-	Leaving
 }
 
 // Brick is one disk of a node.
@@ -171,6 +167,11 @@ type Volume struct {
 	// Health, and in words the rest: "1 of 3".
 	Health       Health `json:"health"`
 	HealthDetail string `json:"health_detail"`
+	// Snapshots counts them. SnapshotBytes is about what deleting all of them
+	// would give back of one copy: the blocks that only snapshots keep, at the mean
+	// stored size of the volume's blocks; 0 when not known.
+	Snapshots     int   `json:"snapshots"`
+	SnapshotBytes int64 `json:"snapshot_bytes"`
 	// LogBytes is the log tail since the last checkpoint.
 	LogBytes int64 `json:"log_bytes"`
 	// CheckpointAgeSeconds is -1 when not known (not attached).

@@ -32,7 +32,6 @@ type Config struct {
 	Bricks                       []string // directories; none: one inside Dir
 	Zone, Rack                   string
 	Join, Token                  string
-	NBDSecurity                  NBDSecurity
 	Log                          *slog.Logger
 	Version                      string
 }
@@ -100,21 +99,17 @@ func (n *Node) start(ctx context.Context) error {
 	}
 	n.listen = probe.Addr().String()
 	probe.Close() // the mesh opens it again
-	nbdConfig, err := n.cfg.NBDSecurity.config()
-	if err != nil {
-		return err
-	}
-	nbdL, err := listenNBD(n.cfg.NBD, n.dir.mem.NBD)
+	nbdL, err := optionalListen("nbd", n.cfg.NBD, n.dir.mem.NBD)
 	if err != nil {
 		return err
 	}
 	httpL, err := optionalListen("http", n.cfg.HTTP, n.dir.mem.HTTP)
 	if err != nil {
-		closeAll(nbdL...)
+		closeAll(nbdL)
 		return err
 	}
-	if err := n.build(ctx, nbdConfig, nbdL, httpL); err != nil {
-		closeAll(append(nbdL, httpL)...)
+	if err := n.build(ctx, nbdL, httpL); err != nil {
+		closeAll(nbdL, httpL)
 		return err
 	}
 	return nil
@@ -142,7 +137,7 @@ func addrOf(l net.Listener) string {
 	return l.Addr().String()
 }
 
-func (n *Node) build(ctx context.Context, nbdConfig nbd.Config, nbdL []net.Listener, httpL net.Listener) error {
+func (n *Node) build(ctx context.Context, nbdL, httpL net.Listener) error {
 	first, seeds, err := n.identify(ctx)
 	if err != nil {
 		return err
@@ -167,7 +162,7 @@ func (n *Node) build(ctx context.Context, nbdConfig nbd.Config, nbdL []net.Liste
 	}
 	n.Core = core
 	n.mesh.HandleCall(typeStatus, n.handleStatus)
-	if err := n.newNBD(nbdConfig); err != nil {
+	if n.nbd, err = nbd.NewServer(nbd.Config{Exports: core.Manager, Log: n.cfg.Log, Observe: n.exp.NBD().Observe}); err != nil {
 		return err
 	}
 	n.mesh.Start()
@@ -183,15 +178,15 @@ func (n *Node) build(ctx context.Context, nbdConfig nbd.Config, nbdL []net.Liste
 }
 
 // serve opens the node to clients and operators and says where.
-func (n *Node) serve(nbdL []net.Listener, httpL net.Listener) error {
-	n.run = run{Listen: n.mesh.Addr(), NBD: firstAddr(nbdL), HTTP: addrOf(httpL), PID: os.Getpid(), Node: n.Self, Name: n.name}
+func (n *Node) serve(nbdL, httpL net.Listener) error {
+	n.run = run{Listen: n.mesh.Addr(), NBD: addrOf(nbdL), HTTP: addrOf(httpL), PID: os.Getpid(), Node: n.Self, Name: n.name}
 	n.dir.mem.Listen, n.dir.mem.NBD, n.dir.mem.HTTP = n.run.Listen, cmp.Or(n.run.NBD, n.dir.mem.NBD), cmp.Or(n.run.HTTP, n.dir.mem.HTTP)
 	if err := n.dir.save(); err != nil {
 		return err
 	}
-	for _, l := range nbdL {
+	if nbdL != nil {
 		n.wg.Go(func() {
-			if err := n.nbd.Serve(l); err != nil && n.ctx.Err() == nil {
+			if err := n.nbd.Serve(nbdL); err != nil && n.ctx.Err() == nil {
 				n.cfg.Log.Error("NBD server ended", "error", err)
 			}
 		})

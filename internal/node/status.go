@@ -45,7 +45,7 @@ func (n *Node) describe(id ident.NodeID) control.Node {
 	out := control.Node{ID: id, Name: id.Short(), State: overlay.Down.String()}
 	for _, r := range n.Pool.State().Nodes {
 		if r.ID == id {
-			out.Name, out.Addr, out.Labels, out.Witness = r.Name, r.Addr, r.Labels, r.Witness
+			out.Name, out.Addr, out.Labels = r.Name, r.Addr, r.Labels
 		}
 	}
 	if v, ok := n.View.Node(id); ok {
@@ -65,7 +65,7 @@ func (n *Node) held(v *blockdev.Volume, sessions int) control.Volume {
 		ID: s.ID, Name: s.Name, SizeBytes: v.Size(), BlockSize: v.BlockSize(), UsedBytes: s.StoredBytes,
 		ReplicasWanted: s.Replicas, ReplicasPresent: s.Present, Holder: n.name, Epoch: s.Epoch,
 		LogBytes: s.TailBytes, CheckpointAgeSeconds: s.CheckpointAge.Seconds(),
-		Clients: n.Manager.Clients(s.ID),
+		Clients: n.Manager.Clients(s.ID), Snapshots: s.Snapshots, SnapshotBytes: s.SnapshotBytes,
 	}
 	if d, ok := n.Pool.State().Volume(s.ID); ok {
 		out.SizeBytes, out.WriteCache, out.CreatedUnixSeconds = d.Size, d.WriteCache, d.Created
@@ -94,7 +94,7 @@ func setHealth(v *control.Volume, present, wanted int, quorum bool) {
 func (n *Node) unheld(d pool.Volume) control.Volume {
 	out := control.Volume{
 		ID: d.ID, Name: d.Name, SizeBytes: d.Size, BlockSize: d.BlockSize, ReplicasWanted: d.Replicas,
-		WriteCache: d.WriteCache, CheckpointAgeSeconds: -1, CreatedUnixSeconds: d.Created,
+		WriteCache: d.WriteCache, CheckpointAgeSeconds: -1, CreatedUnixSeconds: d.Created, Snapshots: len(d.Snapshots),
 	}
 	members := d.Voters
 	if g, ok := n.Acceptors.Group(ident.MapBlock(d.ID)); ok {
@@ -132,13 +132,10 @@ func (n *Node) Status(ctx context.Context) (*control.Status, error) {
 	for i, r := range st.Nodes {
 		if errs[i] != nil {
 			out.Unreachable = append(out.Unreachable, control.Unreachable{Node: r.Name, Error: errs[i].Error()})
-			me := n.describe(r.ID)
-			me.Leaving = n.leaving(st, r, 0)
-			out.Nodes = append(out.Nodes, me)
+			out.Nodes = append(out.Nodes, n.describe(r.ID))
 			continue
 		}
 		me := n.describe(r.ID)
-		me.Leaving = n.leaving(st, r, storedBy(parts[i]))
 		p := parts[i].Node
 		me.Version, me.Boot, me.FreeBytes, me.NBD, me.HTTP = p.Version, p.Boot, p.FreeBytes, p.NBD, p.HTTP
 		out.Nodes = append(out.Nodes, me)
