@@ -187,8 +187,7 @@ func (c *Command) expect(then func(*Command, error)) {
 // ended is the completion of one operation of the device, or of expect itself.
 func (c *Command) ended(err error) {
 	if err != nil {
-		first := err // only an error costs an allocation
-		c.t.err.CompareAndSwap(nil, &first)
+		c.t.err.CompareAndSwap(nil, &err)
 	}
 	switch left := c.t.left.Add(-1); {
 	case left > 0:

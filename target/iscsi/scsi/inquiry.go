@@ -122,7 +122,7 @@ func (c *Command) vital(page byte) {
 	case 0x86:
 		b = append(b, make([]byte, 60)...)
 		b[5] = 0x07 // HEADSUP, ORDSUP, SIMPSUP
-		b[6] = setIf(lu.cfg.Backend.Geometry().WriteCache, 0x01)
+		b[6] = flag(lu.cfg.Backend.Geometry().WriteCache, 0x01)
 		b[7] = 0x01 // LUICLR
 	case 0xb0:
 		b = append(b, make([]byte, 60)...)

@@ -29,7 +29,11 @@ func unmap(c *Command) {
 func (c *Command) unmapRanges(p []byte) {
 	length := int(binary.BigEndian.Uint16(p[2:]))
 	p = p[8:]
-	p = p[:min(length, len(p))/16*16] // a descriptor that is cut short is ignored
+	if length > len(p) {
+		c.fail(illegalParameterLength)
+		return
+	}
+	p = p[:length/16*16] // what is left of a descriptor is ignored
 	block := uint64(c.t.dev.BlockSize())
 	total := uint64(c.t.dev.Size()) / block
 	if len(p) > 16*unmapRangesMax {
@@ -172,7 +176,7 @@ func statusWaiting(c *Command) {
 		blocks := min(length/block, math.MaxUint32)
 		b = binary.BigEndian.AppendUint64(b, lba)
 		b = binary.BigEndian.AppendUint32(b, uint32(blocks))
-		b = append(b, setIf(unmapped, 1), 0, 0, 0)
+		b = append(b, flag(unmapped, 1), 0, 0, 0)
 		lba += uint64(blocks)
 	}
 	binary.BigEndian.PutUint32(b, uint32(len(b)-4))
