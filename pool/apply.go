@@ -60,14 +60,14 @@ func apply(s *State, c Command) error {
 	if c.ResizeVolume != nil {
 		do = append(do, func() error { return resizeVolume(s, *c.ResizeVolume) })
 	}
-	if c.SetSnapshots != nil {
-		do = append(do, func() error { return setSnapshots(s, *c.SetSnapshots) })
-	}
 	if c.Swept != nil {
 		do = append(do, func() error { return swept(s, *c.Swept) })
 	}
 	if c.PutSetting != nil {
 		do = append(do, func() error { return putSetting(s, *c.PutSetting) })
+	}
+	if c.Refresh {
+		do = append(do, func() error { return nil })
 	}
 	if len(do) != 1 {
 		return invalid("pool.apply", c.ID, "a command has exactly one part; this one has %d", len(do))

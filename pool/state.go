@@ -76,10 +76,6 @@ type Volume struct {
 	WriteCache string          `json:"write_cache"` // "none", "quorum" or "writer"
 	Voters     []quorum.Member `json:"voters"`      // of the map block at its birth
 	Created    int64           `json:"created"`     // unix seconds
-	// Snapshots are sorted by name, as the holder published them last, and
-	// SnapshotRevision is which list that was.
-	Snapshots        []Snapshot `json:"snapshots,omitempty"`
-	SnapshotRevision uint64     `json:"snapshot_revision,omitempty"`
 }
 
 // Tombstone is the decision that a volume is deleted. It stays until every node has
