@@ -43,6 +43,7 @@ type perBrick struct {
 // snapshot is what the sources answered in one scrape.
 type snapshot struct {
 	sessions *int
+	iscsi    *int
 	link     *Link
 	dht      *DHT
 }
@@ -89,6 +90,12 @@ func singles() []single {
 				return 0, false
 			}
 			return float64(*s.sessions), true
+		}, nil},
+		{desc("gabion_iscsi_sessions", "iSCSI sessions that are open, discovery excepted."), gauge, func(s *snapshot) (float64, bool) {
+			if s.iscsi == nil {
+				return 0, false
+			}
+			return float64(*s.iscsi), true
 		}, nil},
 		{linkBytes, counter, link(func(l *Link) float64 { return float64(l.SentBytes) }), []string{"sent"}},
 		{linkBytes, counter, link(func(l *Link) float64 { return float64(l.ReceivedBytes) }), []string{"received"}},
@@ -214,6 +221,10 @@ func (c *collector) snapshot() snapshot {
 	if c.src.Sessions != nil {
 		n := c.src.Sessions()
 		s.sessions = &n
+	}
+	if c.src.ISCSISessions != nil {
+		n := c.src.ISCSISessions()
+		s.iscsi = &n
 	}
 	if c.src.Link != nil {
 		l := c.src.Link()

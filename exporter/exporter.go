@@ -43,16 +43,18 @@ type Exporter struct {
 	registry *prometheus.Registry
 	sources  Sources
 	nbd      *NBD
+	iscsi    *ISCSI
 	syncs    *syncs
 }
 
 // New makes an exporter that asks src at each scrape.
 func New(src Sources) *Exporter {
-	e := &Exporter{registry: prometheus.NewRegistry(), sources: src, nbd: newNBD(), syncs: newSyncs()}
+	e := &Exporter{registry: prometheus.NewRegistry(), sources: src, nbd: newNBD(), iscsi: newISCSI(), syncs: newSyncs()}
 	e.registry.MustRegister(
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		e.nbd.duration, e.nbd.bytes, e.nbd.errors, e.syncs.duration,
+		e.iscsi.duration, e.iscsi.bytes, e.iscsi.statuses,
 		newCollector(src),
 	)
 	return e
@@ -60,6 +62,9 @@ func New(src Sources) *Exporter {
 
 // NBD takes what the NBD server reports.
 func (e *Exporter) NBD() *NBD { return e.nbd }
+
+// ISCSI takes what the iSCSI server reports.
+func (e *Exporter) ISCSI() *ISCSI { return e.iscsi }
 
 // Registry is where further metrics of this node may be registered.
 func (e *Exporter) Registry() prometheus.Registerer { return e.registry }

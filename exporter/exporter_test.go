@@ -23,8 +23,9 @@ import (
 func fullSources() Sources {
 	return Sources{
 		Version: "v1", Commit: "abc",
-		Sessions: func() int { return 2 },
-		Nodes:    func() map[string]int { return map[string]int{"alive": 2, "down": 1} },
+		Sessions:      func() int { return 2 },
+		ISCSISessions: func() int { return 3 },
+		Nodes:         func() map[string]int { return map[string]int{"alive": 2, "down": 1} },
 		Volumes: func() []Volume {
 			return []Volume{
 				{Name: "pg", SizeBytes: 10, UsedBytes: 5, ReplicasWanted: 3, ReplicasPresent: 1, Held: true, Epoch: 4,

@@ -13,6 +13,8 @@ type Sources struct {
 	Health func() []string
 	// Sessions counts the NBD sessions that are open.
 	Sessions func() int
+	// ISCSISessions counts the iSCSI sessions that are open, discovery excepted.
+	ISCSISessions func() int
 	// Volumes are those that this node holds or may be asked about.
 	Volumes func() []Volume
 	// Bricks are the disks of this node.
