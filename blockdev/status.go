@@ -27,10 +27,6 @@ type Status struct {
 	PageBytes     int64 // map pages in memory
 	CheckpointAge time.Duration
 	Repairing     int64 // extents still to be copied
-	Snapshots     int
-	// SnapshotBytes is about what deleting all snapshots would give back: the
-	// blocks that only they keep, at the mean stored size of this volume's blocks.
-	SnapshotBytes int64
 }
 
 // Status describes the volume now.
@@ -54,14 +50,8 @@ func (v *Volume) Status() Status {
 		}
 	}
 	s.Quorum = in*2 > s.Voters
-	_, blocks, live, stored := v.table.Stats()
-	held := v.table.Held()
-	s.LiveBlocks, s.StoredBytes = live-held, stored
-	if blocks > 0 {
-		s.SnapshotBytes = int64(float64(stored) / float64(blocks) * float64(held))
-	}
+	_, _, s.LiveBlocks, s.StoredBytes = v.table.Stats()
 	v.mu.RLock()
-	s.Snapshots = len(v.snaps)
 	s.TailBytes = v.active.Bytes()
 	if v.frozen != nil {
 		s.TailBytes += v.frozen.Bytes()

@@ -143,7 +143,7 @@ func fixedVolumes() []control.Volume {
 		{ID: ident.VolumeID{0x11}, Name: "pg", SizeBytes: 10 << 30, UsedBytes: 1 << 30, BlockSize: 4096,
 			WriteCache: "quorum", ReplicasWanted: 3, ReplicasPresent: 1, Holder: "n1",
 			Clients: []string{"127.0.0.1:4000"}, Epoch: 2, Health: control.HealthDegraded, HealthDetail: "1 of 3",
-			Snapshots: 2, SnapshotBytes: 300 << 20, LogBytes: 12 << 20, CheckpointAgeSeconds: 61, CreatedUnixSeconds: 1_700_000_000},
+			LogBytes: 12 << 20, CheckpointAgeSeconds: 61, CreatedUnixSeconds: 1_700_000_000},
 		{ID: ident.VolumeID{0x22}, Name: "scratch\x1b[31m", SizeBytes: 512, BlockSize: 512, WriteCache: "quorum",
 			ReplicasWanted: 1, ReplicasPresent: 1, Health: control.HealthOK, CheckpointAgeSeconds: -1},
 	}
@@ -186,6 +186,28 @@ func (p *fixedPool) AttachVolume(_ context.Context, name string, takeover bool) 
 		return nil, fault.Newf(fault.Busy, "volume attach", name, "node-two has it in use; see --takeover")
 	}
 	return &fixedVolumes()[0], nil
+}
+
+func (p *fixedPool) Export(_ context.Context, name string) (*control.Export, error) {
+	e := &control.Export{Volume: name, Target: "iqn.2026-11.storage.gabion:gabion:" + name, Portals: []string{"127.0.0.1:3260"}}
+	if name == "pg" {
+		e.Initiators, e.CHAPUser = []string{"iqn.2026-11.test:db"}, "alice"
+	}
+	return e, nil
+}
+
+func (p *fixedPool) SetExport(ctx context.Context, name string, q control.SetExport) (*control.Export, error) {
+	e, err := p.Export(ctx, name)
+	if q.Initiators != nil {
+		e.Initiators = q.Initiators
+	}
+	if q.CHAP != nil {
+		e.CHAPUser = q.CHAP.User
+	}
+	if q.Mutual != nil {
+		e.MutualUser = q.Mutual.User
+	}
+	return e, err
 }
 
 func TestEveryKindOfErrorHasAWayOut(t *testing.T) {

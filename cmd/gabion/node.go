@@ -10,20 +10,21 @@ import (
 const (
 	// Links between nodes authenticate both ends, so they may listen anywhere.
 	defaultListen = "0.0.0.0:7400"
-	// NBD and HTTP authenticate nobody, so they are for this machine alone
-	// unless the operator says otherwise.
-	defaultNBD  = "127.0.0.1:10809"
-	defaultHTTP = "127.0.0.1:7480"
+	// NBD and HTTP authenticate nobody, and iSCSI nobody who is not told to, so they
+	// are for this machine alone unless the operator says otherwise.
+	defaultNBD   = "127.0.0.1:10809"
+	defaultISCSI = "127.0.0.1:3260"
+	defaultHTTP  = "127.0.0.1:7480"
 	// off as an address switches a service off.
 	off = "off"
 )
 
 // nodeFlags are the flags of node run.
 type nodeFlags struct {
-	listen, nbd, http, name, zone, rack, join, token string
-	bricks                                           []string
-	logLevel                                         string
-	logJSON                                          bool
+	listen, nbd, iscsi, http, name, zone, rack, join, token string
+	bricks                                                  []string
+	logLevel                                                string
+	logJSON                                                 bool
 }
 
 func (a *app) nodeCmd() *cobra.Command {
@@ -48,6 +49,7 @@ is the same node of the same pool; --join and --token are then not needed.
 
 Links between nodes (--listen) use mutual TLS. NBD (--nbd) and metrics (--http)
 ask nobody for a password: give them an address that only friends can reach.
+iSCSI (--iscsi) asks those whom 'gabion volume export set' says.
 A brick is a directory on a disk of its own; without --brick there is one inside
 the node's directory.`,
 		Args: exactly(),
@@ -68,6 +70,7 @@ the node's directory.`,
 	fl := c.Flags()
 	fl.StringVar(&f.listen, "listen", defaultListen, "`ADDRESS` for the other nodes of the pool")
 	fl.StringVar(&f.nbd, "nbd", defaultNBD, "`ADDRESS` for NBD clients, or off")
+	fl.StringVar(&f.iscsi, "iscsi", defaultISCSI, "`ADDRESS` for iSCSI initiators, or off")
 	fl.StringVar(&f.http, "http", defaultHTTP, "`ADDRESS` for /metrics and /healthz, or off")
 	fl.StringVar(&f.name, "name", "", "`NAME` of the node (default: the host's name and a part of its id)")
 	fl.StringArrayVar(&f.bricks, "brick", nil, "`DIR` of a brick; may be repeated")

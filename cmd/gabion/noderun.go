@@ -13,6 +13,7 @@ func runNode(ctx context.Context, dir string, f *nodeFlags, log *slog.Logger) er
 		Dir:     dir,
 		Listen:  f.listen,
 		NBD:     orOff(f.nbd),
+		ISCSI:   orOff(f.iscsi),
 		HTTP:    orOff(f.http),
 		Name:    f.name,
 		Bricks:  f.bricks,

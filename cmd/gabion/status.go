@@ -53,9 +53,9 @@ func writePool(w io.Writer, s *control.Status) error {
 	if _, err := fmt.Fprintf(w, "pool %s, leader %s\n\n", poolName(s.Pool), orDash(s.Pool.Leader)); err != nil {
 		return err
 	}
-	t := newTable(w, "NODE", "STATE", "ADDRESS", "NBD", "HTTP", "FREE", "LABELS", "VERSION")
+	t := newTable(w, "NODE", "STATE", "ADDRESS", "NBD", "ISCSI", "HTTP", "FREE", "LABELS", "VERSION")
 	for _, n := range s.Nodes {
-		t.row(n.Name, n.State, orDash(n.Addr), orDash(n.NBD), orDash(n.HTTP), sizeText(n.FreeBytes),
+		t.row(n.Name, n.State, orDash(n.Addr), orDash(n.NBD), orDash(n.ISCSI), orDash(n.HTTP), sizeText(n.FreeBytes),
 			labelsText(n.Labels), orDash(n.Version))
 	}
 	if err := t.flush(); err != nil {
@@ -82,10 +82,10 @@ func writePool(w io.Writer, s *control.Status) error {
 }
 
 func writeVolumes(w io.Writer, vs []control.Volume) error {
-	t := newTable(w, "VOLUME", "SIZE", "USED", "HEALTH", "HOLDER", "CLIENTS", "SNAPSHOTS", "LOG", "CHECKPOINT")
+	t := newTable(w, "VOLUME", "SIZE", "USED", "HEALTH", "HOLDER", "CLIENTS", "LOG", "CHECKPOINT")
 	for _, v := range vs {
 		t.row(v.Name, sizeText(v.SizeBytes), sizeText(v.UsedBytes), v.HealthText(), orDash(v.Holder),
-			fmt.Sprint(len(v.Clients)), snapshotsText(&v), sizeText(v.LogBytes), ageText(v.CheckpointAgeSeconds))
+			fmt.Sprint(len(v.Clients)), sizeText(v.LogBytes), ageText(v.CheckpointAgeSeconds))
 	}
 	return t.flush()
 }

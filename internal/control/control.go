@@ -12,7 +12,10 @@
 //	DELETE /v1/volumes/NAME
 //	POST   /v1/volumes/NAME/resize    resizeRequest -> Volume
 //	POST   /v1/volumes/NAME/attach    attachRequest -> Volume
-//	...    /v1/volumes/NAME/snapshots see Snapshots
+//	GET    /v1/volumes/NAME/export    Export
+//	POST   /v1/volumes/NAME/export    SetExport -> Export
+//	GET    /v1/pool/discovery         Export
+//	POST   /v1/pool/discovery         SetExport -> Export
 //
 // A request with an unknown field, or longer than RequestMax, is refused. An
 // error is answered with the HTTP status of its kind (statusOf) and the body
@@ -66,10 +69,10 @@ type Daemon interface {
 	// DeleteVolume returns once the deletion is recorded durably. Space is
 	// given back afterwards, in the background.
 	DeleteVolume(ctx context.Context, name string) error
-	Snapshots
 	// AttachVolume makes this node the holder of the volume. While another
 	// node holds it, takeover decides between Busy and fencing that node.
 	AttachVolume(ctx context.Context, name string, takeover bool) (*Volume, error)
+	Exporter
 }
 
 // Status is the state of a pool as one node sees it. Lists are sorted by name
@@ -98,11 +101,13 @@ type Pool struct {
 type Node struct {
 	ID   ident.NodeID `json:"id"`
 	Name string       `json:"name"`
-	// Addr, NBD and HTTP are host:port of the links between nodes, of the NBD
-	// exports and of metrics; NBD and HTTP are "" when off or not known.
-	Addr string `json:"addr"`
-	NBD  string `json:"nbd"`
-	HTTP string `json:"http"`
+	// Addr, NBD, ISCSI and HTTP are host:port of the links between nodes, of the
+	// NBD exports, of the iSCSI portal and of metrics; all but Addr are "" when off
+	// or not known.
+	Addr  string `json:"addr"`
+	NBD   string `json:"nbd"`
+	ISCSI string `json:"iscsi"`
+	HTTP  string `json:"http"`
 	// State is alive, suspect or down, in the eyes of the node that answered.
 	State string `json:"state"`
 	// Boot counts the starts of the node.
@@ -167,11 +172,6 @@ type Volume struct {
 	// Health, and in words the rest: "1 of 3".
 	Health       Health `json:"health"`
 	HealthDetail string `json:"health_detail"`
-	// Snapshots counts them. SnapshotBytes is about what deleting all of them
-	// would give back of one copy: the blocks that only snapshots keep, at the mean
-	// stored size of the volume's blocks; 0 when not known.
-	Snapshots     int   `json:"snapshots"`
-	SnapshotBytes int64 `json:"snapshot_bytes"`
 	// LogBytes is the log tail since the last checkpoint.
 	LogBytes int64 `json:"log_bytes"`
 	// CheckpointAgeSeconds is -1 when not known (not attached).

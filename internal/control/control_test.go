@@ -94,6 +94,18 @@ func (d *recorder) AttachVolume(ctx context.Context, name string, takeover bool)
 	return sampleVolume(), d.note(ctx, "attach %s %t", name, takeover)
 }
 
+func (d *recorder) Export(ctx context.Context, name string) (*Export, error) {
+	return sampleExport(), d.note(ctx, "export %s", name)
+}
+
+func (d *recorder) SetExport(ctx context.Context, name string, q SetExport) (*Export, error) {
+	return sampleExport(), d.note(ctx, "set export %s %+v", name, q.Initiators)
+}
+
+func sampleExport() *Export {
+	return &Export{Volume: "pg", Target: "iqn.x:pg", Portals: []string{"a:3260"}, Initiators: []string{"iqn.y"}, CHAPUser: "u", MutualUser: "m"}
+}
+
 func discard() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)) }
 
 // serve runs d in dir until the test ends and returns its client.

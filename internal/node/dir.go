@@ -41,6 +41,7 @@ type memory struct {
 	Name   string   `json:"name"`
 	Listen string   `json:"listen"` // last address, so that port 0 stays where it was
 	NBD    string   `json:"nbd"`
+	ISCSI  string   `json:"iscsi,omitempty"`
 	HTTP   string   `json:"http"`
 	Zone   string   `json:"zone,omitempty"`
 	Rack   string   `json:"rack,omitempty"`
@@ -153,6 +154,7 @@ func (d *dir) nextBoot() (uint64, error) {
 type run struct {
 	Listen string       `json:"listen"`
 	NBD    string       `json:"nbd"`
+	ISCSI  string       `json:"iscsi"`
 	HTTP   string       `json:"http"`
 	PID    int          `json:"pid"`
 	Node   ident.NodeID `json:"node"`

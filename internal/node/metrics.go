@@ -21,6 +21,18 @@ func (n *Node) sources() exporter.Sources {
 			}
 			return sum
 		},
+		ISCSISessions: func() int {
+			if n.iscsi == nil {
+				return 0
+			}
+			sum := 0
+			for target, c := range n.iscsi.Stats().Sessions {
+				if target != "" {
+					sum += c
+				}
+			}
+			return sum
+		},
 		Volumes: n.volumeMetrics,
 		Bricks:  n.brickMetrics,
 		Link: func() exporter.Link {

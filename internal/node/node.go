@@ -23,20 +23,21 @@ import (
 	"github.com/gabion-storage/gabion/internal/pki"
 	"github.com/gabion-storage/gabion/internal/vfs"
 	"github.com/gabion-storage/gabion/overlay"
+	"github.com/gabion-storage/gabion/target/iscsi"
 	"github.com/gabion-storage/gabion/target/nbd"
 )
 
-// Config is what node run is given. An empty NBD or HTTP switches that off.
+// Config is what node run is given. An empty NBD, ISCSI or HTTP switches that off.
 type Config struct {
-	Dir, Listen, NBD, HTTP, Name string
-	Bricks                       []string // directories; none: one inside Dir
-	Zone, Rack                   string
-	Join, Token                  string
-	Log                          *slog.Logger
-	Version                      string
+	Dir, Listen, NBD, ISCSI, HTTP, Name string
+	Bricks                              []string // directories; none: one inside Dir
+	Zone, Rack                          string
+	Join, Token                         string
+	Log                                 *slog.Logger
+	Version                             string
 }
 
-// drainMax bounds the orderly end of NBD sessions.
+// drainMax bounds the orderly end of NBD sessions, and of iSCSI sessions.
 const drainMax = 5 * time.Second
 
 type openBrick struct {
@@ -47,19 +48,21 @@ type openBrick struct {
 // Node is a running node. It implements control.Daemon.
 type Node struct {
 	*Core
-	cfg    Config
-	dir    *dir
-	id     *pki.Identity
-	poolID ident.PoolID
-	name   string
-	boot   uint64
-	mesh   *link.Mesh
-	bricks []openBrick
-	nbd    *nbd.Server
-	exp    *exporter.Exporter
-	run    run
-	listen string // address of the mesh
-	broken chan error
+	cfg     Config
+	dir     *dir
+	id      *pki.Identity
+	poolID  ident.PoolID
+	name    string
+	boot    uint64
+	mesh    *link.Mesh
+	bricks  []openBrick
+	nbd     *nbd.Server
+	iscsi   *iscsi.Server
+	targets *targets
+	exp     *exporter.Exporter
+	run     run
+	listen  string // address of the mesh
+	broken  chan error
 }
 
 // Run runs a node until ctx ends. An empty Dir makes a new pool, or joins one;
@@ -77,7 +80,7 @@ func Run(ctx context.Context, cfg Config) error {
 		return err
 	}
 	n.cfg.Log.Info("node ready", "node", n.Self.Short(), "name", n.name, "pool", n.poolID.Short(),
-		"listen", n.run.Listen, "nbd", n.run.NBD, "http", n.run.HTTP, "boot", n.boot, "dir", n.dir.path)
+		"listen", n.run.Listen, "nbd", n.run.NBD, "iscsi", n.run.ISCSI, "http", n.run.HTTP, "boot", n.boot, "dir", n.dir.path)
 	select {
 	case <-ctx.Done():
 		n.cfg.Log.Info("node stops")
@@ -99,21 +102,30 @@ func (n *Node) start(ctx context.Context) error {
 	}
 	n.listen = probe.Addr().String()
 	probe.Close() // the mesh opens it again
-	nbdL, err := optionalListen("nbd", n.cfg.NBD, n.dir.mem.NBD)
+	var out outside
+	for _, x := range []struct {
+		what, addr, last string
+		l                *net.Listener
+	}{
+		{"nbd", n.cfg.NBD, n.dir.mem.NBD, &out.nbd},
+		{"iscsi", n.cfg.ISCSI, n.dir.mem.ISCSI, &out.iscsi},
+		{"http", n.cfg.HTTP, n.dir.mem.HTTP, &out.http},
+	} {
+		if *x.l, err = optionalListen(x.what, x.addr, x.last); err != nil {
+			break
+		}
+	}
+	if err == nil {
+		err = n.build(ctx, out)
+	}
 	if err != nil {
-		return err
+		closeAll(out.nbd, out.iscsi, out.http)
 	}
-	httpL, err := optionalListen("http", n.cfg.HTTP, n.dir.mem.HTTP)
-	if err != nil {
-		closeAll(nbdL)
-		return err
-	}
-	if err := n.build(ctx, nbdL, httpL); err != nil {
-		closeAll(nbdL, httpL)
-		return err
-	}
-	return nil
+	return err
 }
+
+// outside is where clients find the node; nil for what is off.
+type outside struct{ nbd, iscsi, http net.Listener }
 
 func optionalListen(what, addr, last string) (net.Listener, error) {
 	if addr == "" {
@@ -137,7 +149,7 @@ func addrOf(l net.Listener) string {
 	return l.Addr().String()
 }
 
-func (n *Node) build(ctx context.Context, nbdL, httpL net.Listener) error {
+func (n *Node) build(ctx context.Context, out outside) error {
 	first, seeds, err := n.identify(ctx)
 	if err != nil {
 		return err
@@ -153,7 +165,7 @@ func (n *Node) build(ctx context.Context, nbdL, httpL net.Listener) error {
 		return err
 	}
 	core, err := NewCore(CoreConfig{
-		Pool: n.poolID, Name: n.name, Addr: advertised(n.mesh), Labels: n.labels(), Boot: n.boot,
+		Pool: n.poolID, Name: n.name, Addr: advertised(n.mesh), Labels: n.labels(out.iscsi), Boot: n.boot,
 		Transport: n.mesh, Bricks: n.brickList(), StateFile: n.dir.stateFile(), First: first, PoolName: "gabion",
 		OnPeers: n.mesh.SetPeers, Log: n.cfg.Log,
 	})
@@ -165,6 +177,9 @@ func (n *Node) build(ctx context.Context, nbdL, httpL net.Listener) error {
 	if n.nbd, err = nbd.NewServer(nbd.Config{Exports: core.Manager, Log: n.cfg.Log, Observe: n.exp.NBD().Observe}); err != nil {
 		return err
 	}
+	if err := n.buildISCSI(); err != nil {
+		return err
+	}
 	n.mesh.Start()
 	peers := map[ident.NodeID]string{}
 	for _, s := range seeds {
@@ -174,26 +189,33 @@ func (n *Node) build(ctx context.Context, nbdL, httpL net.Listener) error {
 	if err := core.Start(ctx); err != nil {
 		return err
 	}
-	return n.serve(nbdL, httpL)
+	return n.serve(out)
 }
 
 // serve opens the node to clients and operators and says where.
-func (n *Node) serve(nbdL, httpL net.Listener) error {
-	n.run = run{Listen: n.mesh.Addr(), NBD: addrOf(nbdL), HTTP: addrOf(httpL), PID: os.Getpid(), Node: n.Self, Name: n.name}
-	n.dir.mem.Listen, n.dir.mem.NBD, n.dir.mem.HTTP = n.run.Listen, cmp.Or(n.run.NBD, n.dir.mem.NBD), cmp.Or(n.run.HTTP, n.dir.mem.HTTP)
+func (n *Node) serve(out outside) error {
+	n.run = run{
+		Listen: n.mesh.Addr(), NBD: addrOf(out.nbd), ISCSI: addrOf(out.iscsi), HTTP: addrOf(out.http),
+		PID: os.Getpid(), Node: n.Self, Name: n.name,
+	}
+	m := &n.dir.mem
+	m.Listen, m.NBD, m.ISCSI, m.HTTP = n.run.Listen, cmp.Or(n.run.NBD, m.NBD), cmp.Or(n.run.ISCSI, m.ISCSI), cmp.Or(n.run.HTTP, m.HTTP)
 	if err := n.dir.save(); err != nil {
 		return err
 	}
-	if nbdL != nil {
+	if out.nbd != nil {
 		n.wg.Go(func() {
-			if err := n.nbd.Serve(nbdL); err != nil && n.ctx.Err() == nil {
+			if err := n.nbd.Serve(out.nbd); err != nil && n.ctx.Err() == nil {
 				n.cfg.Log.Error("NBD server ended", "error", err)
 			}
 		})
 	}
-	if httpL != nil {
+	if out.iscsi != nil {
+		n.serveISCSI(out.iscsi)
+	}
+	if out.http != nil {
 		n.wg.Go(func() {
-			if err := n.exp.Serve(n.ctx, httpL); err != nil && n.ctx.Err() == nil {
+			if err := n.exp.Serve(n.ctx, out.http); err != nil && n.ctx.Err() == nil {
 				n.cfg.Log.Error("HTTP server ended", "error", err)
 			}
 		})
@@ -265,8 +287,11 @@ func defaultName(id ident.NodeID) string {
 	return host + "-" + id.Short()[:4]
 }
 
-func (n *Node) labels() map[string]string {
+func (n *Node) labels(iscsiL net.Listener) map[string]string {
 	out := map[string]string{}
+	if iscsiL != nil {
+		out[labelISCSI] = iscsiAddr(iscsiL, advertised(n.mesh))
+	}
 	if n.dir.mem.Zone != "" {
 		out[overlay.LabelZone] = n.dir.mem.Zone
 	}
@@ -373,6 +398,7 @@ func (n *Node) close() {
 		}
 		cancel()
 	}
+	n.closeISCSI()
 	if n.Core != nil {
 		n.Core.Close()
 	}

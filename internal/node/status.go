@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"sync"
 	"time"
 
@@ -45,7 +46,9 @@ func (n *Node) describe(id ident.NodeID) control.Node {
 	out := control.Node{ID: id, Name: id.Short(), State: overlay.Down.String()}
 	for _, r := range n.Pool.State().Nodes {
 		if r.ID == id {
-			out.Name, out.Addr, out.Labels = r.Name, r.Addr, r.Labels
+			out.Name, out.Addr, out.Labels = r.Name, r.Addr, maps.Clone(r.Labels)
+			out.ISCSI = r.Labels[labelISCSI]
+			delete(out.Labels, labelISCSI)
 		}
 	}
 	if v, ok := n.View.Node(id); ok {
@@ -65,7 +68,7 @@ func (n *Node) held(v *blockdev.Volume, sessions int) control.Volume {
 		ID: s.ID, Name: s.Name, SizeBytes: v.Size(), BlockSize: v.BlockSize(), UsedBytes: s.StoredBytes,
 		ReplicasWanted: s.Replicas, ReplicasPresent: s.Present, Holder: n.name, Epoch: s.Epoch,
 		LogBytes: s.TailBytes, CheckpointAgeSeconds: s.CheckpointAge.Seconds(),
-		Clients: n.Manager.Clients(s.ID), Snapshots: s.Snapshots, SnapshotBytes: s.SnapshotBytes,
+		Clients: n.Manager.Clients(s.ID),
 	}
 	if d, ok := n.Pool.State().Volume(s.ID); ok {
 		out.SizeBytes, out.WriteCache, out.CreatedUnixSeconds = d.Size, d.WriteCache, d.Created
@@ -94,7 +97,7 @@ func setHealth(v *control.Volume, present, wanted int, quorum bool) {
 func (n *Node) unheld(d pool.Volume) control.Volume {
 	out := control.Volume{
 		ID: d.ID, Name: d.Name, SizeBytes: d.Size, BlockSize: d.BlockSize, ReplicasWanted: d.Replicas,
-		WriteCache: d.WriteCache, CheckpointAgeSeconds: -1, CreatedUnixSeconds: d.Created, Snapshots: len(d.Snapshots),
+		WriteCache: d.WriteCache, CheckpointAgeSeconds: -1, CreatedUnixSeconds: d.Created,
 	}
 	members := d.Voters
 	if g, ok := n.Acceptors.Group(ident.MapBlock(d.ID)); ok {

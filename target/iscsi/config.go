@@ -113,7 +113,7 @@ type Config struct {
 	// Observe, if set, is told of every completed command: its class (see
 	// Classes), bytes moved, time from its arrival to its completion, and its status.
 	// It runs on the data path, from many goroutines, and must be cheap.
-	Observe func(class string, bytes int, d time.Duration, s scsi.Status)
+	Observe func(class string, bytes int, d time.Duration, status byte)
 }
 
 // normal fills in defaults and refuses what cannot work, with kind Invalid.

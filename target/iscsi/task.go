@@ -362,7 +362,7 @@ func (c *conn) spoil(t *task) {
 func (t *task) complete(cmd *scsi.Command) {
 	c := t.c
 	if f := c.srv.cfg.Observe; f != nil && !cmd.Aborted {
-		f(classOf(t.cdb[:]), t.moved(), time.Since(t.start), cmd.Status)
+		f(classOf(t.cdb[:]), t.moved(), time.Since(t.start), byte(cmd.Status))
 	}
 	c.mu.Lock()
 	c.executing--

@@ -34,6 +34,7 @@ const (
 type RunInfo struct {
 	Listen string `json:"listen"`
 	NBD    string `json:"nbd"`
+	ISCSI  string `json:"iscsi"`
 	HTTP   string `json:"http"`
 	PID    int    `json:"pid"`
 	Node   string `json:"node"`
@@ -110,7 +111,7 @@ func (n *Node) Begin() error {
 	if err := os.MkdirAll(n.Dir, 0o755); err != nil {
 		return err
 	}
-	for _, a := range []*string{&n.Info.Listen, &n.Info.NBD, &n.Info.HTTP} {
+	for _, a := range []*string{&n.Info.Listen, &n.Info.NBD, &n.Info.ISCSI, &n.Info.HTTP} {
 		if *a != "" {
 			continue
 		}
@@ -120,7 +121,7 @@ func (n *Node) Begin() error {
 		}
 	}
 	args := []string{"node", "run", "--dir", n.Dir, "--name", n.Name,
-		"--listen", n.Info.Listen, "--nbd", n.Info.NBD, "--http", n.Info.HTTP}
+		"--listen", n.Info.Listen, "--nbd", n.Info.NBD, "--iscsi", n.Info.ISCSI, "--http", n.Info.HTTP}
 	for _, b := range n.Bricks {
 		args = append(args, "--brick", b)
 	}

@@ -98,7 +98,7 @@ func TestBadCommands(t *testing.T) {
 func start(t *testing.T, c *cluster.Cluster, dir string, args ...string) cluster.Result {
 	t.Helper()
 	return cluster.Run(c.Binary, nil, append([]string{"--dir", dir, "node", "run", "--listen", "127.0.0.1:0",
-		"--nbd", "127.0.0.1:0", "--http", "127.0.0.1:0", "--name", "bad"}, args...)...)
+		"--nbd", "127.0.0.1:0", "--iscsi", "127.0.0.1:0", "--http", "127.0.0.1:0", "--name", "bad"}, args...)...)
 }
 
 func TestBadStarts(t *testing.T) {

@@ -25,6 +25,7 @@ mount_pool() {
 }
 
 nbd_port() { echo $((10808 + $1)); }
+iscsi_port() { echo $((3259 + $1)); }
 g() { "$GABION" --dir $POOL/n1 "$@"; }
 
 # start_node I [ARG...]: in the background
@@ -32,7 +33,7 @@ start_node() {
 	local i=$1
 	shift
 	rm -f $POOL/n$i/run.json
-	"$GABION" node run --dir $POOL/n$i --name n$i --listen 127.0.0.1:740$i --nbd 127.0.0.1:"$(nbd_port $i)" \
+	"$GABION" node run --dir $POOL/n$i --name n$i --listen 127.0.0.1:740$i --nbd 127.0.0.1:"$(nbd_port $i)" --iscsi 127.0.0.1:"$(iscsi_port $i)" \
 		--http 127.0.0.1:748$i "$@" >>$POOL/n$i.log 2>&1 &
 	pids[i]=$!
 }
