@@ -14,18 +14,6 @@ import (
 	"github.com/gabion-storage/gabion/target/targettest"
 )
 
-const patience = 20 * time.Second
-
-// until waits for a condition that nothing announces.
-func until(t testing.TB, what string, ok func() bool) {
-	t.Helper()
-	for end := time.Now().Add(patience); !ok(); time.Sleep(time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatal("not in time: ", what)
-		}
-	}
-}
-
 func block(v byte) []byte { return bytes.Repeat([]byte{v}, 4096) }
 
 func mustRead(t testing.TB, d target.Device, off int64, want byte) {

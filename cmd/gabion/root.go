@@ -39,7 +39,7 @@ replicated, thin volumes from it as network block devices.
 
   gabion node run                                 start a pool on this machine
   gabion volume create pg --size 10G              make a volume in it
-  nbd-client 127.0.0.1 -N pg /dev/nbd0            use it
+  gabion attach pg                                use it: /dev/gabion/pg
 
 The other commands ask the node that runs on this machine, through the socket
 in its directory (--dir). Exit codes: 0 done, 1 failed, 2 wrong command line.`,
@@ -56,7 +56,8 @@ in its directory (--dir). Exit codes: 0 done, 1 failed, 2 wrong command line.`,
 	// A group has no action of its own to show.
 	root.SetUsageTemplate(strings.Replace(root.UsageTemplate(),
 		"{{if .Runnable}}", "{{if and .Runnable (not .HasAvailableSubCommands)}}", 1))
-	root.AddCommand(a.nodeCmd(), a.poolCmd(), a.volumeCmd(), a.statusCmd(), a.versionCmd())
+	root.AddCommand(a.nodeCmd(), a.poolCmd(), a.volumeCmd(), a.statusCmd(), a.versionCmd(),
+		a.attachCmd(), a.detachCmd())
 	return root
 }
 

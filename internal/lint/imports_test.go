@@ -39,6 +39,9 @@ var allowed = []struct {
 	{"target/iscsi/login", []string{"internal/fault", "target/iscsi/pdu"}, ""},
 	{"target/iscsi", []string{"internal/fault", "target/iscsi/pdu", "target/iscsi/login", "target/iscsi/scsi"}, ""},
 	{"attach/client", []string{"internal/fault", "target", "target/nbd/proto"}, "a client of the protocol"},
+	{"attach/fuse", []string{"internal/fault", "target"}, ""},
+	{"attach/nbdkernel", []string{"internal/fault", "target", "target/nbd", "target/nbd/proto"}, "the kernel's sockets lead to our own server"},
+	{"attach", []string{"internal/fault", "internal/control", "attach/client", "attach/fuse", "attach/nbdkernel"}, "the local node knows the others"},
 	{"blockdev/extentmap", []string{"internal/fault", "internal/ident"}, ""},
 	{"blockdev/tail", []string{"internal/fault", "internal/ident", "blockdev/extentmap"}, "the tail holds pointers of the map"},
 	{"blockdev", []string{"internal/fault", "internal/ident", "internal/link", "overlay", "dht/brick", "dht/extent", "dht", "quorum",
@@ -46,7 +49,7 @@ var allowed = []struct {
 	{"exporter", []string{"internal/fault", "internal/ident"}, ""},
 	{"internal/lint", nil, ""},
 	{"internal/node", []string{"*"}, "it wires"},
-	{"cmd/gabion", []string{"internal/fault", "internal/ident", "internal/control", "internal/node"}, ""},
+	{"cmd/gabion", []string{"internal/fault", "internal/ident", "internal/control", "internal/node", "attach"}, ""},
 }
 
 // free are folders of programs and helpers for tests: they may import
@@ -113,7 +116,9 @@ var external = map[string][]string{
 	"github.com/hashicorp/raft-boltdb/v2": {"dht/brick"},
 	"go.etcd.io/bbolt":                    {"dht/brick"},          // options of the store below raft-boltdb
 	"github.com/klauspost/compress":       {"dht/extent", "pool"}, // the pool's state must fit into a checkpoint
-	"golang.org/x/sys":                    {"internal/vfs", "internal/link", "internal/node", "overlay/kouncil", "blockdev", "attach/client"},
+	"golang.org/x/sys":                    {"internal/vfs", "internal/link", "internal/node", "overlay/kouncil", "blockdev", "attach/client", "attach", "attach/fuse", "attach/nbdkernel"},
+	"github.com/hanwen/go-fuse/v2":        {"attach/fuse"},
+	"github.com/vishvananda/netlink":      {"attach/nbdkernel"},
 }
 
 func TestModulesFromElsewhereStayWhereTheyBelong(t *testing.T) {
