@@ -56,6 +56,9 @@ type ManagerConfig struct {
 	Log       *slog.Logger
 	// Tune is applied to the Config of every attachment; nil for defaults.
 	Tune func(*Config)
+	// OnMembers is told, on any goroutine, that the members of some volume's map
+	// block changed; it must not block. nil for nobody.
+	OnMembers func()
 }
 
 // Manager attaches volumes on this node. It implements target.Exports.
@@ -65,6 +68,7 @@ type Manager struct {
 	mu     sync.Mutex
 	vols   map[ident.VolumeID]*attached
 	closed bool
+	resign bool // this node is being drained: it attaches nothing
 }
 
 // attached is a volume that is attached here, or being attached.
@@ -201,6 +205,10 @@ func (m *Manager) attached(ctx context.Context, d pool.Volume, by claim) (*attac
 		m.mu.Unlock()
 		return nil, fault.Newf(fault.Unavailable, "volume attach", d.Name, "this node is shutting down")
 	}
+	if m.resign {
+		m.mu.Unlock()
+		return nil, fault.Newf(fault.Unavailable, "volume attach", d.Name, "this node is drained and serves nothing: use another node, or end it with: gabion node undrain")
+	}
 	if a == nil {
 		a = &attached{ready: make(chan struct{}), clients: map[string]int{}, named: map[*session]struct{}{}}
 		m.vols[d.ID] = a
@@ -224,7 +232,7 @@ func (m *Manager) attach(ctx context.Context, d pool.Volume, a *attached, by cla
 	began := time.Now()
 	vol, err := m.tryAttach(ctx, d, by)
 	m.mu.Lock()
-	orphan := err == nil && (m.closed || m.vols[d.ID] != a) // detached meanwhile
+	orphan := err == nil && (m.closed || m.resign || m.vols[d.ID] != a) // detached meanwhile
 	if orphan {
 		err = fault.Newf(fault.Unavailable, "volume attach", d.Name, "it was detached while it was being attached")
 	}
@@ -304,7 +312,7 @@ func (m *Manager) attachOnce(ctx context.Context, d pool.Volume, by claim) (*Vol
 	p, rec, err := quorum.Open(ctx, quorum.ProposerConfig{
 		Group: group, Transport: m.cfg.Transport, Local: m.cfg.Acceptors, Self: m.cfg.Self, Boot: m.cfg.Boot,
 		Seeds: seeds, Over: over, OnProgress: v.pend.progress, OnFenced: v.fenced,
-		OnMembers: v.maintain.request, Log: m.cfg.Log,
+		OnMembers: func() { m.members(v) }, Log: m.cfg.Log,
 	})
 	if err != nil {
 		v.cancel()
@@ -342,8 +350,8 @@ func (m *Manager) volumeConfig(d pool.Volume) Config {
 	return c
 }
 
-// seeds is where to ask for a volume's map block: the voters at its birth and
-// the members that this node's own acceptor knows of.
+// seeds is where to ask for a volume's map block: the members that the catalog
+// and this node's own acceptor know of.
 func (m *Manager) seeds(d pool.Volume) []ident.NodeID {
 	var out []ident.NodeID
 	add := func(n ident.NodeID) {
@@ -356,8 +364,13 @@ func (m *Manager) seeds(d pool.Volume) []ident.NodeID {
 			add(x.Node)
 		}
 	}
-	for _, x := range d.Voters {
-		add(x.Node)
+	for _, n := range d.Seeds {
+		add(n)
+	}
+	if len(d.Seeds) == 0 {
+		for _, x := range d.Voters {
+			add(x.Node)
+		}
 	}
 	return out
 }

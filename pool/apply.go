@@ -69,6 +69,18 @@ func apply(s *State, c Command) error {
 	if c.Refresh {
 		do = append(do, func() error { return nil })
 	}
+	if c.SetStanding != nil {
+		do = append(do, func() error { return setStanding(s, *c.SetStanding) })
+	}
+	if c.RemoveNode != nil {
+		do = append(do, func() error { return removeNode(s, *c.RemoveNode) })
+	}
+	if c.SetPolicy != nil {
+		do = append(do, func() error { return setPolicy(s, *c.SetPolicy) })
+	}
+	if c.SetVoters != nil {
+		do = append(do, func() error { return setVoters(s, *c.SetVoters) })
+	}
 	if len(do) != 1 {
 		return invalid("pool.apply", c.ID, "a command has exactly one part; this one has %d", len(do))
 	}
@@ -95,13 +107,20 @@ func putNode(s *State, n NodeRecord) error {
 	}
 	i, found := s.findNode(n.ID)
 	if found {
-		n.Swept = s.Nodes[i].Swept
+		if s.Nodes[i].Standing == Lost {
+			return gone(op, n.Name)
+		}
+		n.keep(s.Nodes[i])
 		s.Nodes[i] = n
 		return nil
+	}
+	if slices.Contains(s.Gone, n.ID) {
+		return gone(op, n.Name)
 	}
 	if len(s.Nodes) >= NodesMax {
 		return fault.Newf(fault.NoSpace, op, n.Name, "a pool has at most %d nodes", NodesMax)
 	}
+	n.keep(NodeRecord{})
 	n.Swept = s.Deleted // a new node has nothing of what was deleted before
 	s.Nodes = slices.Insert(s.Nodes, i, n)
 	return nil
@@ -175,7 +194,7 @@ func deleteVolume(s *State, d VolumeDeletion) error {
 func laggards(s *State) []string {
 	var names []string
 	for _, n := range s.Nodes {
-		if n.Swept < s.Tombstones[0].Seq && len(names) < 8 {
+		if n.Standing != Lost && n.Swept < s.Tombstones[0].Seq && len(names) < 8 {
 			names = append(names, n.Name)
 		}
 	}
@@ -199,8 +218,7 @@ func resizeVolume(s *State, r VolumeGrowth) error {
 	return nil
 }
 
-// swept notes what a node has dropped and lets go of the tombstones that every
-// node has dropped: nobody can bring such a volume's data back.
+// swept notes what a node has dropped.
 func swept(s *State, w Swept) error {
 	const op = "pool.swept"
 	i, ok := s.findNode(w.Node)
@@ -211,10 +229,6 @@ func swept(s *State, w Swept) error {
 		return invalid(op, s.Nodes[i].Name, "swept up to %d, but the newest tombstone is %d", w.UpTo, s.Deleted)
 	}
 	s.Nodes[i].Swept = max(s.Nodes[i].Swept, w.UpTo)
-	least := s.Deleted
-	for _, n := range s.Nodes {
-		least = min(least, n.Swept)
-	}
-	s.Tombstones = slices.DeleteFunc(s.Tombstones, func(t Tombstone) bool { return t.Seq <= least })
+	dropTombstones(s)
 	return nil
 }

@@ -25,7 +25,11 @@ type Command struct {
 	Swept        *Swept          `json:"swept,omitempty"`
 	PutSetting   *SettingChange  `json:"put_setting,omitempty"`
 	// Refresh changes nothing: see Pool.Refresh.
-	Refresh bool `json:"refresh,omitempty"`
+	Refresh     bool         `json:"refresh,omitempty"`
+	SetStanding *SetStanding `json:"set_standing,omitempty"`
+	RemoveNode  *RemoveNode  `json:"remove_node,omitempty"`
+	SetPolicy   *Policy      `json:"set_policy,omitempty"`
+	SetVoters   *SetVoters   `json:"set_voters,omitempty"`
 }
 
 // SetLanes replaces the lanes table.

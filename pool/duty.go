@@ -97,10 +97,13 @@ func (p *Pool) dutyLoop(ctx context.Context) {
 		case <-p.duties:
 		case <-retry.C:
 		}
-		err := p.duty(ctx)
+		next, err := p.duty(ctx)
 		if err == nil {
 			pause = dutyRetryMin
 			retry.Stop()
+			if next > 0 {
+				retry.Reset(next)
+			}
 			continue
 		}
 		p.log.Debug("the pool is not as it should be yet", "err", err)
@@ -110,11 +113,12 @@ func (p *Pool) dutyLoop(ctx context.Context) {
 }
 
 // duty looks whether something is to do and does it if this node is the one to
-// lead. Only voters look: one of them will be the leader.
-func (p *Pool) duty(ctx context.Context) error {
+// lead. Only voters look: one of them will be the leader. next is when to look
+// again without an event; 0 for not.
+func (p *Pool) duty(ctx context.Context) (next time.Duration, err error) {
 	g, ok := p.cfg.Acceptors.Group(p.group)
 	if !ok {
-		return nil
+		return 0, nil
 	}
 	p.mu.Lock()
 	l := p.lead
@@ -123,19 +127,56 @@ func (p *Pool) duty(ctx context.Context) error {
 		l.checkpoint()
 	}
 	s := p.State()
-	if s.Version > 0 && wantedLanes(s, p.cfg.Lanes) == nil {
+	standing, next := wantedStanding(s, p.absent, p.heardOf)
+	if s.Version > 0 && standing == nil && wantedLanes(s, p.cfg.Lanes) == nil {
 		if _, ok := nextVoter(s, g.Config, p.alive); !ok {
-			return nil
+			return next, nil
 		}
 	}
-	l, _, err := p.leadOr(ctx)
+	l, _, err = p.leadOr(ctx)
 	if err != nil || l == nil {
-		return err // another node leads and sees the same
+		return next, err // another node leads and sees the same
+	}
+	if err := p.keepStandings(ctx, l); err != nil {
+		return next, err
 	}
 	if err := p.keepLanes(ctx, l); err != nil {
-		return err
+		return next, err
 	}
-	return p.growVoters(ctx, l)
+	return next, p.growVoters(ctx, l)
+}
+
+// absent tells for how long a node has been down, as far as this node has been
+// there to see it.
+func (p *Pool) absent(id ident.NodeID) time.Duration {
+	if id == p.self || p.cfg.View.State(id) != overlay.Down {
+		return 0
+	}
+	return min(p.cfg.View.Heard(id), time.Since(p.born))
+}
+
+// heardOf tells whether a node lives: unlike alive, whether it was heard.
+func (p *Pool) heardOf(id ident.NodeID) bool {
+	return id == p.self || p.cfg.View.State(id) == overlay.Alive
+}
+
+// keepStandings evicts who has been gone for too long and takes back who is
+// heard again.
+func (p *Pool) keepStandings(ctx context.Context, l *leadership) error {
+	for {
+		c, _ := wantedStanding(p.State(), p.absent, p.heardOf)
+		if c == nil {
+			return nil
+		}
+		c.When = time.Now().Unix()
+		actx, cancel := context.WithTimeout(ctx, openMax)
+		_, err := l.apply(actx, Command{ID: NewCommandID(), SetStanding: c})
+		cancel()
+		if err != nil {
+			return err
+		}
+		p.log.Warn("a node's standing changed", "node", c.Node.Short(), "standing", c.Standing.text())
+	}
 }
 
 func (p *Pool) keepLanes(ctx context.Context, l *leadership) error {

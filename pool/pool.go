@@ -41,6 +41,7 @@ const (
 // View is what the pool wants to know of the nodes; overlay.View has it.
 type View interface {
 	State(id ident.NodeID) overlay.State
+	Heard(id ident.NodeID) time.Duration
 	OnChange(f func())
 }
 
@@ -75,6 +76,7 @@ type Pool struct {
 	self  ident.NodeID
 	log   *slog.Logger
 
+	born  time.Time             // since when this process watches the others
 	state atomic.Pointer[State] // newest chosen state known here; never nil
 
 	mu      sync.Mutex
@@ -108,7 +110,7 @@ func New(cfg Config) (*Pool, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	p := &Pool{cfg: cfg, group: ident.PoolBlock(cfg.Pool), self: cfg.Transport.Self(), log: cfg.Log,
+	p := &Pool{cfg: cfg, group: ident.PoolBlock(cfg.Pool), self: cfg.Transport.Self(), log: cfg.Log, born: time.Now(),
 		changed: make(chan struct{}), heard: map[ident.NodeID]uint64{}, opening: make(chan struct{}, 1),
 		news: make(chan struct{}, 1), pulls: make(chan struct{}, 1), duties: make(chan struct{}, 1)}
 	p.quit, p.leave = context.WithCancel(context.Background())

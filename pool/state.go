@@ -20,6 +20,7 @@ const (
 	LabelsMax     = 16 // of one node
 	VolumesMax    = 1024
 	TombstonesMax = 1024
+	GoneMax       = 512 // remembered; the oldest are forgotten
 	LanesMax      = 1024
 	LaneWidthMax  = 5
 	NameMax       = 63  // characters of a name, label key or label value
@@ -49,6 +50,9 @@ type State struct {
 	Tombstones []Tombstone     `json:"tombstones,omitempty"` // sorted by Seq
 	Deleted    uint64          `json:"deleted"`              // Seq of the newest tombstone there ever was
 	Settings   []Setting       `json:"settings,omitempty"`   // sorted by volume and key
+	// Gone are nodes that were removed, the newest last. They are not let in again.
+	Gone   []ident.NodeID `json:"gone,omitempty"`
+	Policy Policy         `json:"policy,omitzero"`
 	// Recent are the ids of the commands applied last, oldest first, so that a
 	// retried command is applied once.
 	Recent []string `json:"recent,omitempty"`
@@ -64,6 +68,11 @@ type NodeRecord struct {
 	// Swept: the node keeps nothing of the volumes whose tombstones have a Seq
 	// up to this. Set by Swept commands only.
 	Swept uint64 `json:"swept,omitempty"`
+	// Witness: it votes and keeps no data.
+	Witness bool `json:"witness,omitempty"`
+	// Standing since Since (unix seconds). Set by SetStanding commands only.
+	Standing Standing `json:"standing,omitempty"`
+	Since    int64    `json:"since,omitempty"`
 }
 
 // Volume is an entry of the catalog.
@@ -76,6 +85,10 @@ type Volume struct {
 	WriteCache string          `json:"write_cache"` // "none", "quorum" or "writer"
 	Voters     []quorum.Member `json:"voters"`      // of the map block at its birth
 	Created    int64           `json:"created"`     // unix seconds
+	// Seeds are the nodes of the map block's members as of the configuration
+	// VotersVersion; none: as at birth. See SetVoters.
+	Seeds         []ident.NodeID `json:"seeds,omitempty"`
+	VotersVersion uint64         `json:"voters_version,omitempty"`
 }
 
 // Tombstone is the decision that a volume is deleted. It stays until every node has
@@ -93,6 +106,7 @@ func (s *State) Clone() *State {
 	c.Nodes = slices.Clone(s.Nodes)
 	c.Volumes = slices.Clone(s.Volumes)
 	c.Tombstones = slices.Clone(s.Tombstones)
+	c.Gone = slices.Clone(s.Gone)
 	c.Recent = slices.Clone(s.Recent)
 	c.Settings = slices.Clone(s.Settings)
 	return &c // lanes and what records contain are replaced whole, never changed
@@ -113,7 +127,7 @@ func (s *State) Node(id ident.NodeID) (NodeRecord, bool) {
 // SameNode tells whether putting n would change nothing.
 func (s *State) SameNode(n NodeRecord) bool {
 	old, ok := s.Node(n.ID)
-	n.Swept = old.Swept
+	n.keep(old)
 	return ok && sameNode(old, n)
 }
 
@@ -150,12 +164,24 @@ func (s *State) hasBrick(node ident.NodeID, brick ident.BrickID) bool {
 	return ok && slices.ContainsFunc(n.Bricks, func(b overlay.BrickInfo) bool { return b.ID == brick })
 }
 
-// Bricks lists all bricks as placement wants them.
+// keep takes over from old what a node does not decide itself.
+func (n *NodeRecord) keep(old NodeRecord) {
+	n.Swept, n.Standing, n.Since = old.Swept, old.Standing, old.Since
+}
+
+// Bricks lists all bricks as placement wants them: those that are to get nothing
+// have no weight.
 func (s *State) Bricks() []placement.Brick {
 	var bs []placement.Brick
-	for _, n := range s.Nodes {
+	spare := s.spare()
+	for i := range s.Nodes {
+		n := &s.Nodes[i]
 		for _, b := range n.Bricks {
-			bs = append(bs, placement.Brick{ID: b.ID, Node: n.ID, Weight: b.Weight,
+			weight := b.Weight
+			if b.Leaving || n.Witness || n.Standing == Lost || n.Leaving() && spare {
+				weight = 0
+			}
+			bs = append(bs, placement.Brick{ID: b.ID, Node: n.ID, Weight: weight,
 				Zone: n.Labels[overlay.LabelZone], Rack: n.Labels[overlay.LabelRack]})
 		}
 	}
@@ -175,7 +201,8 @@ func fingerprint(bs []placement.Brick) uint64 {
 func (s *State) OverlayNodes() []overlay.Node {
 	ns := make([]overlay.Node, 0, len(s.Nodes))
 	for _, n := range s.Nodes {
-		ns = append(ns, overlay.Node{ID: n.ID, Name: n.Name, Addr: n.Addr, Labels: n.Labels, Bricks: n.Bricks})
+		ns = append(ns, overlay.Node{ID: n.ID, Name: n.Name, Addr: n.Addr, Labels: n.Labels, Bricks: n.Bricks,
+			Leaving: n.Leaving(), Witness: n.Witness})
 	}
 	return ns
 }

@@ -110,6 +110,7 @@ func printable(s string) bool {
 
 func sameNode(a, b NodeRecord) bool {
 	return a.ID == b.ID && a.Name == b.Name && a.Addr == b.Addr && a.Swept == b.Swept &&
+		a.Witness == b.Witness && a.Standing == b.Standing && a.Since == b.Since &&
 		maps.Equal(a.Labels, b.Labels) && slices.Equal(a.Bricks, b.Bricks)
 }
 

@@ -30,11 +30,12 @@ type nodeFlags struct {
 func (a *app) nodeCmd() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "node",
-		Short: "Run a node on this machine",
+		Short: "Run a node on this machine, take nodes out of the pool",
 		Args:  cobra.ArbitraryArgs,
 		RunE:  group,
 	}
 	c.AddCommand(a.nodeRunCmd())
+	c.AddCommand(a.nodeLifeCmds()...)
 	return c
 }
 

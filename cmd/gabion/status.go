@@ -55,7 +55,7 @@ func writePool(w io.Writer, s *control.Status) error {
 	}
 	t := newTable(w, "NODE", "STATE", "ADDRESS", "NBD", "ISCSI", "HTTP", "FREE", "LABELS", "VERSION")
 	for _, n := range s.Nodes {
-		t.row(n.Name, n.State, orDash(n.Addr), orDash(n.NBD), orDash(n.ISCSI), orDash(n.HTTP), sizeText(n.FreeBytes),
+		t.row(n.Name, nodeState(n), orDash(n.Addr), orDash(n.NBD), orDash(n.ISCSI), orDash(n.HTTP), sizeText(n.FreeBytes),
 			labelsText(n.Labels), orDash(n.Version))
 	}
 	if err := t.flush(); err != nil {
@@ -79,6 +79,21 @@ func writePool(w io.Writer, s *control.Status) error {
 		return t.flush()
 	}
 	return nil
+}
+
+// nodeState is what the node does, and where it stands if it is leaving.
+func nodeState(n control.Node) string {
+	s := n.State
+	if n.Witness {
+		s += ", witness"
+	}
+	switch {
+	case n.SafeToRemove:
+		s += ", " + n.Standing + ": safe to remove"
+	case n.Standing != "":
+		s += ", " + n.Standing
+	}
+	return s
 }
 
 func writeVolumes(w io.Writer, vs []control.Volume) error {

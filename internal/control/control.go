@@ -16,6 +16,8 @@
 //	POST   /v1/volumes/NAME/export    SetExport -> Export
 //	GET    /v1/pool/discovery         Export
 //	POST   /v1/pool/discovery         SetExport -> Export
+//	…      /v1/nodes/NAME/…           see Nodes
+//	…      /v1/policy                 see Nodes
 //
 // A request with an unknown field, or longer than RequestMax, is refused. An
 // error is answered with the HTTP status of its kind (statusOf) and the body
@@ -73,6 +75,7 @@ type Daemon interface {
 	// node holds it, takeover decides between Busy and fencing that node.
 	AttachVolume(ctx context.Context, name string, takeover bool) (*Volume, error)
 	Exporter
+	Nodes
 }
 
 // Status is the state of a pool as one node sees it. Lists are sorted by name
@@ -116,6 +119,9 @@ type Node struct {
 	Version string            `json:"version"`
 	// FreeBytes is the sum over its bricks.
 	FreeBytes int64 `json:"free_bytes"`
+	// Witness: it votes and keeps no data.
+	Witness bool `json:"witness,omitempty"`
+	Leaving
 }
 
 // Brick is one disk of a node.

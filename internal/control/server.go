@@ -96,6 +96,7 @@ func Handler(d Daemon, log *slog.Logger) http.Handler {
 			return tidied(v, err)
 		})
 	handleExports(mux, log, d)
+	handleNodes(mux, log, d)
 	return mux
 }
 

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/gabion-storage/gabion/blockdev"
@@ -27,6 +28,7 @@ type CoreConfig struct {
 	Name      string
 	Addr      string // where other nodes reach the transport
 	Labels    map[string]string
+	Witness   bool // the node votes and keeps no data
 	Boot      uint64
 	Transport link.Transport
 	Bricks    []*brick.Brick
@@ -54,12 +56,13 @@ type Core struct {
 	Pool      *pool.Pool
 	Manager   *blockdev.Manager
 
-	ctx    context.Context
-	cancel context.CancelFunc
-	wg     sync.WaitGroup
-	events chan struct{} // something changed that maintenance may care about
-	swept  map[ident.VolumeID]bool
-	mended map[ident.VolumeID]uint64 // lane table version at which a volume was last found complete
+	ctx      context.Context
+	cancel   context.CancelFunc
+	wg       sync.WaitGroup
+	resigned atomic.Bool   // this node is being drained
+	events   chan struct{} // something changed that maintenance may care about
+	swept    map[ident.VolumeID]bool
+	mended   map[ident.VolumeID]uint64 // lane table version at which a volume was last found complete
 }
 
 // NewCore builds the parts and registers their handlers. Nothing runs yet.
@@ -93,7 +96,7 @@ func NewCore(cfg CoreConfig) (*Core, error) {
 	c.Pool.OnChange(c.onState)
 	c.Manager = blockdev.NewManager(blockdev.ManagerConfig{
 		Self: c.Self, Boot: cfg.Boot, Transport: cfg.Transport, Acceptors: c.Acceptors, Extents: c.Extents,
-		View: c.View, Catalog: c.Pool.State, Log: cfg.Log, Tune: cfg.Tune,
+		View: c.View, Catalog: c.Pool.State, Log: cfg.Log, Tune: cfg.Tune, OnMembers: c.wake,
 	})
 	c.View.OnChange(c.wake)
 	return c, nil
@@ -132,7 +135,7 @@ func (c *Core) Close() {
 
 // record is this node's entry in the pool's state.
 func (c *Core) record() pool.NodeRecord {
-	r := pool.NodeRecord{ID: c.Self, Name: c.cfg.Name, Addr: c.cfg.Addr, Labels: c.cfg.Labels}
+	r := pool.NodeRecord{ID: c.Self, Name: c.cfg.Name, Addr: c.cfg.Addr, Labels: c.cfg.Labels, Witness: c.cfg.Witness}
 	for _, b := range c.cfg.Bricks {
 		total := b.Usage().Total
 		r.Bricks = append(r.Bricks, overlay.BrickInfo{ID: b.ID(), Capacity: total, Weight: uint64(max(total>>20, 1))})
@@ -154,7 +157,7 @@ func (c *Core) announce() {
 			return
 		}
 		c.cfg.Log.Info("this node is not recorded in the pool yet", "error", err)
-		if fault.Is(err, fault.Invalid) || fault.Is(err, fault.Exists) {
+		if fault.Is(err, fault.Invalid) || fault.Is(err, fault.Exists) || fault.Is(err, fault.Conflict) {
 			return // told above; repeating it cannot help
 		}
 		c.pause(time.Second)
@@ -187,6 +190,7 @@ func (c *Core) onState(st *pool.State) {
 	c.View.SetTable(st.Version, st.OverlayNodes(), st.Lanes.Lanes)
 	if c.Manager != nil {
 		c.Manager.Sync(st)
+		c.follow(st)
 	}
 	c.wake()
 }
@@ -220,6 +224,7 @@ func (c *Core) care() {
 		case <-c.events:
 		}
 		c.sweep()
+		c.recordVoters()
 		c.mendUnheld()
 	}
 }
@@ -266,9 +271,12 @@ const (
 // with the present lane table since this node started. Attached, they mend
 // themselves.
 func (c *Core) mendUnheld() {
+	if c.resigned.Load() {
+		return
+	}
 	nodes := 0
 	for _, n := range c.View.Nodes() {
-		if n.State == overlay.Alive && len(n.Bricks) > 0 {
+		if n.State == overlay.Alive && !n.Leaving && !n.Witness && len(n.Bricks) > 0 {
 			nodes++
 		}
 	}
@@ -279,7 +287,7 @@ func (c *Core) mendUnheld() {
 		}
 		version := c.View.TableVersion()
 		written := g.UpTo > 0 || g.Last > 1
-		whole := g.Config.Voters() >= min(d.Replicas, nodes) && (!written || c.mended[d.ID] == version)
+		whole := g.Config.Voters() >= min(d.Replicas, nodes) && !c.movable(g, nodes) && (!written || c.mended[d.ID] == version)
 		if whole || !c.responsible(g) {
 			continue
 		}
@@ -303,7 +311,7 @@ func (c *Core) mendUnheld() {
 func (c *Core) responsible(g quorum.GroupInfo) bool {
 	var alive []ident.NodeID
 	for _, m := range g.Config.Members {
-		if c.View.State(m.Node) == overlay.Alive {
+		if n, ok := c.View.Node(m.Node); ok && n.State == overlay.Alive && !n.Leaving {
 			alive = append(alive, m.Node)
 		}
 	}

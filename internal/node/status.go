@@ -47,6 +47,7 @@ func (n *Node) describe(id ident.NodeID) control.Node {
 	for _, r := range n.Pool.State().Nodes {
 		if r.ID == id {
 			out.Name, out.Addr, out.Labels = r.Name, r.Addr, maps.Clone(r.Labels)
+			out.Witness = r.Witness
 			out.ISCSI = r.Labels[labelISCSI]
 			delete(out.Labels, labelISCSI)
 		}
@@ -135,10 +136,13 @@ func (n *Node) Status(ctx context.Context) (*control.Status, error) {
 	for i, r := range st.Nodes {
 		if errs[i] != nil {
 			out.Unreachable = append(out.Unreachable, control.Unreachable{Node: r.Name, Error: errs[i].Error()})
-			out.Nodes = append(out.Nodes, n.describe(r.ID))
+			me := n.describe(r.ID)
+			me.Leaving = n.leaving(st, r, 0)
+			out.Nodes = append(out.Nodes, me)
 			continue
 		}
 		me := n.describe(r.ID)
+		me.Leaving = n.leaving(st, r, storedBy(parts[i]))
 		p := parts[i].Node
 		me.Version, me.Boot, me.FreeBytes, me.NBD, me.HTTP = p.Version, p.Boot, p.FreeBytes, p.NBD, p.HTTP
 		out.Nodes = append(out.Nodes, me)

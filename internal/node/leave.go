@@ -1,0 +1,77 @@
+package node
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"github.com/gabion-storage/gabion/internal/ident"
+	"github.com/gabion-storage/gabion/overlay"
+	"github.com/gabion-storage/gabion/pool"
+	"github.com/gabion-storage/gabion/quorum"
+)
+
+// follow takes over what the pool has decided about this node: one that is
+// drained lets go of what it serves.
+func (c *Core) follow(st *pool.State) {
+	me, ok := st.Node(c.Self)
+	if !ok {
+		return
+	}
+	resign := me.Standing == pool.Draining || me.Standing == pool.Lost
+	if c.resigned.Swap(resign) == resign {
+		return
+	}
+	c.cfg.Log.Info("standing in the pool changed", "standing", string(me.Standing))
+	c.wg.Go(func() { c.Manager.Resign(resign) })
+}
+
+// movable tells whether a vote of a volume that nobody holds can move away from
+// a node that is leaving or gone: there are enough others.
+func (c *Core) movable(g quorum.GroupInfo, nodes int) bool {
+	leaving := 0
+	for _, m := range g.Config.Members {
+		if n, ok := c.View.Node(m.Node); !ok || n.Leaving {
+			leaving++
+		}
+	}
+	return leaving > 0 && nodes > len(g.Config.Members)-leaving
+}
+
+// recordVoters tells the catalog who votes on the volumes that are held here, where
+// that changed.
+func (c *Core) recordVoters() {
+	st := c.Pool.State()
+	for id, now := range c.Manager.Voting() {
+		d, ok := st.Volume(id)
+		if !ok || d.VotersVersion >= now.Version || sameNodes(known(d), now.Nodes) {
+			continue
+		}
+		ctx, cancel := context.WithTimeout(c.ctx, 10*time.Second)
+		err := c.Pool.Submit(ctx, pool.Command{SetVoters: &pool.SetVoters{ID: id, Voters: now.Nodes, Version: now.Version}})
+		cancel()
+		if err != nil {
+			c.cfg.Log.Debug("voters not recorded yet", "volume", d.Name, "error", err)
+			time.AfterFunc(mendPause, c.wake)
+		}
+	}
+}
+
+// known is who votes on a volume's map block as far as the catalog knows.
+func known(d pool.Volume) []ident.NodeID {
+	if len(d.Seeds) > 0 {
+		return d.Seeds
+	}
+	var out []ident.NodeID
+	for _, m := range d.Voters {
+		out = append(out, m.Node)
+	}
+	return out
+}
+
+func sameNodes(a, b []ident.NodeID) bool {
+	return len(a) == len(b) && !slices.ContainsFunc(a, func(n ident.NodeID) bool { return !slices.Contains(b, n) })
+}
+
+// alive tells whether a node of the pool is heard.
+func (c *Core) alive(id ident.NodeID) bool { return c.View.State(id) == overlay.Alive }
