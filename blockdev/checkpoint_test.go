@@ -96,7 +96,7 @@ func TestExtentsOfTheLogSurviveTheirHolder(t *testing.T) {
 		}
 		copy(want[off:], p)
 		r.crash(true)
-		if _, err := r.v.reconcileBrick(t.Context(), oneBrick); err != nil {
+		if err := r.reconcile(); err != nil {
 			t.Fatal(err)
 		}
 		check(t, r.v, want, 0, size, round)

@@ -63,7 +63,8 @@ type ManagerConfig struct {
 
 // Manager attaches volumes on this node. It implements target.Exports.
 type Manager struct {
-	cfg ManagerConfig
+	cfg  ManagerConfig
+	pace *Pacer
 
 	mu     sync.Mutex
 	vols   map[ident.VolumeID]*attached
@@ -86,7 +87,7 @@ type attached struct {
 
 // NewManager registers the release call. Close detaches everything.
 func NewManager(cfg ManagerConfig) *Manager {
-	m := &Manager{cfg: cfg, vols: map[ident.VolumeID]*attached{}}
+	m := &Manager{cfg: cfg, pace: NewPacer(), vols: map[ident.VolumeID]*attached{}}
 	cfg.Transport.HandleCall(TypeRelease, m.handleRelease)
 	cfg.View.OnChange(m.changed)
 	return m
@@ -342,7 +343,7 @@ func (m *Manager) attachOnce(ctx context.Context, d pool.Volume, by claim) (*Vol
 func (m *Manager) volumeConfig(d pool.Volume) Config {
 	c := Config{
 		ID: d.ID, Name: d.Name, Size: d.Size, BlockSize: d.BlockSize, Replicas: d.Replicas,
-		Extents: m.cfg.Extents, View: m.cfg.View, Log: m.cfg.Log, WriteCache: WriteCache(d.WriteCache),
+		Extents: m.cfg.Extents, View: m.cfg.View, Log: m.cfg.Log, WriteCache: WriteCache(d.WriteCache), Pace: m.pace,
 	}
 	if m.cfg.Tune != nil {
 		m.cfg.Tune(&c)
@@ -543,6 +544,7 @@ func (m *Manager) Detach(id ident.VolumeID, why error) {
 
 // Sync takes over what changed in the catalog: sizes, and volumes that are gone.
 func (m *Manager) Sync(st *pool.State) {
+	m.pace.SetPolicy(st.Policy.RepairPaused, st.Policy.RepairBytesPerSecond)
 	byID := map[ident.VolumeID]pool.Volume{}
 	for _, d := range st.Volumes {
 		byID[d.ID] = d

@@ -367,3 +367,13 @@ func wait(v *Volume, f func(done func(error))) error {
 }
 
 var _ = extentmap.BlockSize
+
+// reconcile compares the brick with the volume, whatever is known of it.
+func (r *rig) reconcile() error {
+	m := &r.v.maintain
+	m.mu.Lock()
+	clear(m.clean)
+	m.mu.Unlock()
+	_, err := r.v.reconcile(r.t.Context())
+	return err
+}

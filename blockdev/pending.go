@@ -65,6 +65,7 @@ type pending struct {
 	recv    waitQueue // plain writes: wait for received
 	dur     waitQueue // flushes and FUA writes: wait for durable
 	err     error
+	pace    *Pacer // told how long flushes take; nil for nobody
 
 	scratch []waiter // of progress, whose calls come one at a time
 	marks   sync.Cond
@@ -111,12 +112,16 @@ func (p *pending) progress(received, durable uint64) {
 	p.received, p.durable = max(p.received, received), max(p.durable, durable)
 	p.settled.Store(p.received)
 	out := p.recv.take(p.received, p.scratch[:0])
+	plain := len(out)
 	out = p.dur.take(p.durable, out)
 	if p.marks.L != nil {
 		p.marks.Broadcast()
 	}
 	p.scratch = nil
 	p.mu.Unlock()
+	if plain < len(out) && p.pace != nil && p.pace.Wants() {
+		p.pace.Foreground(time.Since(out[plain].since))
+	}
 	for i := range out {
 		out[i].done(nil)
 		out[i] = waiter{}

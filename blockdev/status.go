@@ -27,6 +27,9 @@ type Status struct {
 	PageBytes     int64 // map pages in memory
 	CheckpointAge time.Duration
 	Repairing     int64 // extents still to be copied
+	RepairBytes   int64 // their encoded size
+	RepairRate    int64 // bytes per second, lately; 0 if not known
+	RepairPaused  bool
 }
 
 // Status describes the volume now.
@@ -58,8 +61,9 @@ func (v *Volume) Status() Status {
 	}
 	v.mu.RUnlock()
 	v.maintain.mu.Lock()
-	s.Repairing = v.maintain.left
+	s.Repairing, s.RepairBytes, s.RepairRate = v.maintain.progress.extents, v.maintain.progress.bytes, int64(v.maintain.progress.rate)
 	v.maintain.mu.Unlock()
+	s.RepairPaused = s.Repairing > 0 && v.cfg.Pace != nil && v.cfg.Pace.Paused()
 	return s
 }
 

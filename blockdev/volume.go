@@ -104,6 +104,8 @@ type Config struct {
 	Log     *slog.Logger
 
 	WriteCache WriteCache
+	// Pace is asked before extents are copied and told of flushes; nil: nobody.
+	Pace *Pacer
 	// Publish makes a list of the volume's snapshots known in the pool, unless a
 	// list of that revision or a newer one is; nil to keep it here.
 	Publish func(ctx context.Context, list []SnapshotInfo, revision uint64) error
@@ -241,6 +243,7 @@ func newVolume(cfg Config) *Volume {
 		loose: map[uint64]packed{}, inflight: map[uint64]struct{}{},
 		gone: make(chan struct{}), ctx: ctx, cancel: cancel, nextExt: 1,
 	}
+	v.pend.pace = cfg.Pace
 	v.size.Store(cfg.Size)
 	v.lastCheckpoint.Store(time.Now().UnixNano())
 	v.maintain.init()

@@ -130,7 +130,7 @@ func settle(t *testing.T, r *rig) {
 		t.Fatal(err)
 	}
 	// a listing that ran before the last deletion is repeated
-	if _, err := r.v.reconcileBrick(t.Context(), oneBrick); err != nil {
+	if err := r.reconcile(); err != nil {
 		t.Fatal(err)
 	}
 	w := r.v.wanted()

@@ -183,6 +183,20 @@ type Volume struct {
 	// CheckpointAgeSeconds is -1 when not known (not attached).
 	CheckpointAgeSeconds float64 `json:"checkpoint_age_seconds"`
 	CreatedUnixSeconds   int64   `json:"created_unix_seconds"`
+	// Repair is what is left to copy until all copies are complete; nil if
+	// nothing is.
+	Repair *Repair `json:"repair,omitempty"`
+}
+
+// Repair is the copying of extents that is under way.
+type Repair struct {
+	Extents int64 `json:"extents"`
+	Bytes   int64 `json:"bytes"`
+	// BytesPerSecond is the speed of late, ETASeconds what it makes of the rest;
+	// -1 when not known.
+	BytesPerSecond int64   `json:"bytes_per_second"`
+	ETASeconds     float64 `json:"eta_seconds"`
+	Paused         bool    `json:"paused"`
 }
 
 // HealthText is the health in one line: "ok", "degraded: 1 of 3".

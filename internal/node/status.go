@@ -76,7 +76,16 @@ func (n *Node) held(v *blockdev.Volume, sessions int) control.Volume {
 	}
 	setHealth(&out, s.Present, s.Replicas, s.Quorum)
 	if s.Repairing > 0 {
-		out.HealthDetail += fmt.Sprintf(", %d extents to copy", s.Repairing)
+		r := &control.Repair{Extents: s.Repairing, Bytes: s.RepairBytes, BytesPerSecond: s.RepairRate, ETASeconds: -1, Paused: s.RepairPaused}
+		left := "paused"
+		if r.BytesPerSecond > 0 && !r.Paused {
+			r.ETASeconds = float64(r.Bytes) / float64(r.BytesPerSecond)
+			left = time.Duration(r.ETASeconds*float64(time.Second)).Round(time.Second).String() + " left"
+		} else if !r.Paused {
+			left = "just begun"
+		}
+		out.Repair = r
+		out.HealthDetail += fmt.Sprintf(", %d extents (%d MiB) to copy, %s", r.Extents, r.Bytes>>20, left)
 	}
 	return out
 }

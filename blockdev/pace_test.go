@@ -1,0 +1,144 @@
+package blockdev
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// copying copies n batches of 1 MiB and tells how long that took.
+func copying(t *testing.T, p *Pacer, n int) time.Duration {
+	t.Helper()
+	began := time.Now()
+	for range n {
+		if err := p.Wait(t.Context(), 1<<20, 2); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return time.Since(began)
+}
+
+func TestPacerUsesWhatNobodyNeeds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := NewPacer()
+		copying(t, p, 500)
+		if d := copying(t, p, 1000); d > time.Second {
+			t.Errorf("1000 MiB took %s with nobody to disturb", d)
+		}
+	})
+}
+
+// foreground reports a flush each millisecond, whose latency depends on the rate.
+func foreground(p *Pacer, latency func(rate int64) time.Duration, stop chan struct{}) {
+	for {
+		select {
+		case <-stop:
+			return
+		case <-time.After(time.Millisecond):
+			p.Foreground(latency(p.Rate()))
+		}
+	}
+}
+
+func TestPacerYieldsToTheForeground(t *testing.T) {
+	for name, c := range map[string]struct {
+		latency  func(rate int64) time.Duration
+		low, top int64 // where the rate comes to rest, in MiB per second
+	}{
+		"as much as it bears": {func(rate int64) time.Duration {
+			return time.Millisecond + time.Duration(rate)*time.Second/(100<<30)
+		}, 30, 130},
+		"never below the floor": {func(rate int64) time.Duration { return time.Millisecond + time.Duration(rate) }, 8, 12},
+		"a fast disk":           {func(int64) time.Duration { return time.Millisecond }, 1000, 1 << 20},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p := NewPacer()
+				stop := make(chan struct{})
+				var wg sync.WaitGroup
+				copies := false
+				var mu sync.Mutex
+				wg.Go(func() {
+					foreground(p, func(rate int64) time.Duration {
+						mu.Lock()
+						defer mu.Unlock()
+						if !copies {
+							return time.Millisecond
+						}
+						return c.latency(rate)
+					}, stop)
+				})
+				time.Sleep(2 * time.Second) // virtual: the baseline is learnt
+				mu.Lock()
+				copies = true
+				mu.Unlock()
+				end := time.Now().Add(time.Minute)
+				for time.Now().Before(end) {
+					if err := p.Wait(t.Context(), 1<<20, 1); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if r := p.Rate() >> 20; r < c.low || r > c.top {
+					t.Errorf("the rate came to rest at %d MiB/s, not in [%d, %d]", r, c.low, c.top)
+				}
+				close(stop)
+				wg.Wait()
+			})
+		})
+	}
+}
+
+func TestPacerObeysTheOperator(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := NewPacer()
+		p.SetPolicy(false, 10<<20)
+		if d := copying(t, p, 101); d < 9*time.Second || d > 11*time.Second {
+			t.Errorf("100 MiB at 10 MiB/s took %s", d)
+		}
+		p.SetPolicy(true, 0)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		if err := p.Wait(ctx, 1, 0); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("copied while paused: %v", err)
+		}
+		cancel()
+		got := make(chan error)
+		go func() { got <- p.Wait(t.Context(), 1, 0) }()
+		synctest.Wait()
+		p.SetPolicy(false, 0)
+		if err := <-got; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// TestMostEndangeredFirst: whoever has the fewest copies is next, however long
+// others wait.
+func TestMostEndangeredFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := NewPacer()
+		p.SetPolicy(true, 0)
+		var mu sync.Mutex
+		var order []int
+		var wg sync.WaitGroup
+		for _, copies := range []int{2, 2, 1, 2, 0, 1} {
+			wg.Go(func() {
+				if err := p.Wait(t.Context(), 64<<20, copies); err != nil {
+					t.Error(err)
+				}
+				mu.Lock()
+				order = append(order, copies)
+				mu.Unlock()
+			})
+			synctest.Wait()
+		}
+		p.SetPolicy(false, 0)
+		wg.Wait()
+		if !slices.Equal(order, []int{0, 1, 1, 2, 2, 2}) {
+			t.Errorf("copied in the order %v", order)
+		}
+	})
+}

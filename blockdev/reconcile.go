@@ -1,0 +1,164 @@
+package blockdev
+
+import (
+	"context"
+	"slices"
+
+	"github.com/gabion-storage/gabion/blockdev/extentmap"
+	"github.com/gabion-storage/gabion/dht/brick"
+	"github.com/gabion-storage/gabion/internal/ident"
+	"github.com/gabion-storage/gabion/overlay"
+)
+
+// wantedBricks lists the bricks that hold extents of this volume.
+func (v *Volume) wantedBricks() []overlay.BrickRef {
+	seen := map[overlay.BrickRef]bool{}
+	var out []overlay.BrickRef
+	for i := range v.cfg.View.LaneCount() {
+		lane := v.cfg.View.Lane(i)
+		for _, b := range lane[:min(len(lane), v.cfg.Replicas)] {
+			if !seen[b] {
+				seen[b] = true
+				out = append(out, b)
+			}
+		}
+	}
+	slices.SortFunc(out, func(a, b overlay.BrickRef) int { return a.Brick.Compare(b.Brick) })
+	return out
+}
+
+// named is an extent that the state names.
+type named struct {
+	number uint64
+	bytes  int64 // encoded
+}
+
+// wanted is the set of addresses that the volume's state names.
+type wanted struct {
+	keep    map[ident.Addr]named
+	next    uint64
+	flights map[uint64]struct{}
+}
+
+func (v *Volume) wanted() wanted {
+	w := wanted{keep: map[ident.Addr]named{}, flights: map[uint64]struct{}{}}
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	v.table.All(func(x extentmap.Extent) bool { w.keep[x.Addr] = named{x.Number, int64(x.Bytes)}; return true })
+	for _, r := range v.tableRefs {
+		w.keep[r.Addr] = named{r.Number, int64(r.Bytes)}
+	}
+	for _, x := range v.loose {
+		if !mutated("forget-tail") {
+			w.keep[x.addr] = named{x.number, int64(x.bytes)}
+		}
+	}
+	for n := range v.inflight {
+		w.flights[n] = struct{}{}
+	}
+	w.next = v.nextExt
+	return w
+}
+
+// garbage tells whether a brick may drop what it lists: nothing names it, and
+// its number was drawn and settled.
+func (w wanted) garbage(r brick.Ref) bool {
+	_, named := w.keep[r.Addr]
+	_, open := w.flights[r.Number]
+	return !named && !open && r.Number < w.next
+}
+
+// settled reports whether no extent is in flight that an older lane table may
+// have placed: such a one is named by nothing yet and would be overlooked.
+func (v *Volume) settled(w wanted) bool {
+	v.maintain.mu.Lock()
+	defer v.maintain.mu.Unlock()
+	for n := range w.flights {
+		if n < v.maintain.barrier {
+			return false
+		}
+	}
+	return true
+}
+
+// dropSurplus deletes copies on bricks that no longer hold their lane. It runs
+// only after every brick of the present table is complete.
+func (v *Volume) dropSurplus(ctx context.Context, version uint64) {
+	v.maintain.mu.Lock()
+	done := v.maintain.done == version
+	v.maintain.mu.Unlock()
+	if done {
+		return
+	}
+	held, err := v.listAll(ctx)
+	if err != nil {
+		return
+	}
+	ok := true
+	for _, n := range v.cfg.View.Nodes() {
+		if n.State != overlay.Alive {
+			continue
+		}
+		for _, bi := range n.Bricks {
+			b := overlay.BrickRef{Node: n.ID, Brick: bi.ID}
+			refs, err := v.cfg.Extents.List(ctx, b, v.cfg.ID)
+			if err != nil {
+				ok = false
+				continue
+			}
+			w := v.wanted()
+			var drop []ident.Addr
+			for _, r := range refs {
+				_, open := w.flights[r.Number]
+				holders := v.cfg.Extents.Holders(r.Addr, v.cfg.Replicas)
+				if open || r.Number >= w.next || slices.Contains(holders, b) {
+					continue
+				}
+				if _, named := w.keep[r.Addr]; named && !held.onAll(r.Addr, holders) {
+					ok = false // it may be the last copy
+					continue
+				}
+				drop = append(drop, r.Addr)
+			}
+			if v.cfg.View.TableVersion() != version {
+				return
+			}
+			if len(drop) > 0 && v.cfg.Extents.DeleteAt(ctx, b, v.cfg.ID, v.epoch, drop) != nil {
+				ok = false
+			}
+		}
+	}
+	if ok {
+		v.maintain.mu.Lock()
+		v.maintain.done = version
+		v.maintain.mu.Unlock()
+	}
+}
+
+// holdings is which bricks list which extents.
+type holdings map[overlay.BrickRef]map[ident.Addr]struct{}
+
+func (h holdings) onAll(a ident.Addr, bs []overlay.BrickRef) bool {
+	for _, b := range bs {
+		if _, ok := h[b][a]; !ok {
+			return false
+		}
+	}
+	return len(bs) > 0
+}
+
+// listAll lists the bricks that should hold the volume.
+func (v *Volume) listAll(ctx context.Context) (holdings, error) {
+	h := holdings{}
+	for _, b := range v.wantedBricks() {
+		refs, err := v.cfg.Extents.List(ctx, b, v.cfg.ID)
+		if err != nil {
+			return nil, err
+		}
+		h[b] = make(map[ident.Addr]struct{}, len(refs))
+		for _, r := range refs {
+			h[b][r.Addr] = struct{}{}
+		}
+	}
+	return h, nil
+}
