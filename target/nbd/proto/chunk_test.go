@@ -66,14 +66,15 @@ func TestMetaQuery(t *testing.T) {
 		"00000001 76 00000000":                          MetaQuery{Export: "v"},
 		"00000000 00000001 00000005 626173653a":         MetaQuery{Queries: []string{"base:"}},
 		"00000000 00000002 00000001 3a 00000003 783a79": MetaQuery{Queries: []string{":", "x:y"}},
-		"":                                      fault.Invalid,
-		"00000002 76 00000000":                  fault.Invalid,
-		"00000001 76 000000":                    fault.Invalid,
-		"00000000 ffffffff":                     fault.Invalid,
-		"00000000 00000001":                     fault.Invalid,
-		"00000000 00000001 00000006 626173653a": fault.Invalid,
-		"00000000 00000001 00000004 62617365":   fault.Invalid, // no colon
-		"00000000 00000001 00000001 3a 00":      fault.Invalid,
+		"":                     fault.Invalid,
+		"00000002 76 00000000": fault.Invalid,
+		"00000001 76 000000":   fault.Invalid,
+		"00000000 00000101" + strings.Repeat("00000001 3a", 257): fault.NoSpace,
+		"00000000 ffffffff":                                fault.Invalid,
+		"00000000 00000001":                                fault.Invalid,
+		"00000000 00000001 00000006 626173653a":            fault.Invalid,
+		"00000000 00000001 00000004 62617365":              fault.Invalid, // no colon
+		"00000000 00000001 00000001 3a 00":                 fault.Invalid,
 		"00001001" + strings.Repeat("61", 4097) + "000000": fault.NoSpace,
 	} {
 		q, err := DecodeMetaQuery(unhex(t, in))

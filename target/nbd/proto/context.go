@@ -18,6 +18,8 @@ const (
 	PrefixBitmap = "qemu:dirty-bitmap:"
 	// ContextsMax bounds the contexts that one client selects.
 	ContextsMax = 128
+	// QueriesMax bounds the queries of one option.
+	QueriesMax = 256
 )
 
 // MetaQuery is the data of OptListMetaContext and OptSetMetaContext.
@@ -28,7 +30,8 @@ type MetaQuery struct {
 
 // DecodeMetaQuery reads it: u32 name length, name, u32 count, and count times
 // u32 length and string. Kinds: Invalid, also for a query without a colon; or
-// NoSpace when a string is longer than NameMax.
+// NoSpace when a string is longer than NameMax or there are more than
+// QueriesMax.
 func DecodeMetaQuery(b []byte) (MetaQuery, error) {
 	const op = "metadata query"
 	name, b, err := takeString(b, op)
@@ -43,6 +46,9 @@ func DecodeMetaQuery(b []byte) (MetaQuery, error) {
 	b = b[4:]
 	if 4*count > uint64(len(b)) {
 		return MetaQuery{}, invalid(op, "%d queries in %d bytes", count, len(b))
+	}
+	if count > QueriesMax {
+		return MetaQuery{}, fault.Newf(fault.NoSpace, "nbd.decode", op, "%d queries, the limit is %d", count, QueriesMax)
 	}
 	for range count {
 		var s string
