@@ -5,6 +5,8 @@ import (
 	"os"
 
 	"github.com/spf13/cobra"
+
+	"github.com/gabion-storage/gabion/internal/node"
 )
 
 const (
@@ -23,6 +25,7 @@ const (
 type nodeFlags struct {
 	listen, nbd, iscsi, http, name, zone, rack, join, token string
 	bricks                                                  []string
+	nbdSecurity                                             node.NBDSecurity
 	logLevel                                                string
 	logJSON                                                 bool
 }
@@ -34,7 +37,7 @@ func (a *app) nodeCmd() *cobra.Command {
 		Args:  cobra.ArbitraryArgs,
 		RunE:  group,
 	}
-	c.AddCommand(a.nodeRunCmd())
+	c.AddCommand(a.nodeRunCmd(), a.nodeNBDClientCmd())
 	c.AddCommand(a.nodeLifeCmds()...)
 	return c
 }
@@ -48,8 +51,9 @@ func (a *app) nodeRunCmd() *cobra.Command {
 existing one with --join and --token (see 'gabion pool token'). Started again it
 is the same node of the same pool; --join and --token are then not needed.
 
-Links between nodes (--listen) use mutual TLS. NBD (--nbd) and metrics (--http)
-ask nobody for a password: give them an address that only friends can reach.
+Links between nodes (--listen) use mutual TLS. NBD (--nbd) asks nobody who he is
+unless --nbd-tls and --nbd-allow say so, and metrics (--http) never do: give them
+an address that only friends can reach.
 iSCSI (--iscsi) asks those whom 'gabion volume export set' says.
 A brick is a directory on a disk of its own; without --brick there is one inside
 the node's directory.`,
@@ -70,7 +74,8 @@ the node's directory.`,
 	}
 	fl := c.Flags()
 	fl.StringVar(&f.listen, "listen", defaultListen, "`ADDRESS` for the other nodes of the pool")
-	fl.StringVar(&f.nbd, "nbd", defaultNBD, "`ADDRESS` for NBD clients, or off")
+	fl.StringVar(&f.nbd, "nbd", defaultNBD, "`ADDRESS` for NBD clients, host:port or unix:PATH or several with commas, or off")
+	f.nbdSecurityFlags(c)
 	fl.StringVar(&f.iscsi, "iscsi", defaultISCSI, "`ADDRESS` for iSCSI initiators, or off")
 	fl.StringVar(&f.http, "http", defaultHTTP, "`ADDRESS` for /metrics and /healthz, or off")
 	fl.StringVar(&f.name, "name", "", "`NAME` of the node (default: the host's name and a part of its id)")

@@ -10,11 +10,14 @@ import (
 // runNode runs a node in dir until ctx ends.
 func runNode(ctx context.Context, dir string, f *nodeFlags, log *slog.Logger) error {
 	return node.Run(ctx, node.Config{
-		Dir:     dir,
-		Listen:  f.listen,
-		NBD:     orOff(f.nbd),
-		ISCSI:   orOff(f.iscsi),
-		HTTP:    orOff(f.http),
+		Dir:    dir,
+		Listen: f.listen,
+		NBD:    orOff(f.nbd),
+		ISCSI:  orOff(f.iscsi),
+		HTTP:   orOff(f.http),
+
+		NBDSecurity: f.nbdSecurity,
+
 		Name:    f.name,
 		Bricks:  f.bricks,
 		Zone:    f.zone,

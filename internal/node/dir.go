@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -226,6 +227,9 @@ func osFault(op, subject string, err error) error {
 // listen opens a TCP listener. With port 0 it takes the port of the last run
 // again if it is free, so that peers and clients find the node where it was.
 func listen(what, addr, last string) (net.Listener, error) {
+	if path, ok := strings.CutPrefix(addr, unixPrefix); ok {
+		return listenUnix(what, path)
+	}
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil {
 		return nil, fault.Newf(fault.Invalid, "node run", "--"+what+" "+addr, "not host:port; for example 127.0.0.1:0")

@@ -33,6 +33,7 @@ type Config struct {
 	Bricks                              []string // directories; none: one inside Dir
 	Zone, Rack                          string
 	Join, Token                         string
+	NBDSecurity                         NBDSecurity
 	Log                                 *slog.Logger
 	Version                             string
 }
@@ -57,6 +58,7 @@ type Node struct {
 	mesh    *link.Mesh
 	bricks  []openBrick
 	nbd     *nbd.Server
+	nbdHow  nbdHow
 	iscsi   *iscsi.Server
 	targets *targets
 	exp     *exporter.Exporter
@@ -102,12 +104,15 @@ func (n *Node) start(ctx context.Context) error {
 	}
 	n.listen = probe.Addr().String()
 	probe.Close() // the mesh opens it again
+	if n.nbdHow, err = prepareNBD(n.cfg.NBD, n.cfg.NBDSecurity); err != nil {
+		return err
+	}
 	var out outside
 	for _, x := range []struct {
 		what, addr, last string
 		l                *net.Listener
 	}{
-		{"nbd", n.cfg.NBD, n.dir.mem.NBD, &out.nbd},
+		{"nbd", n.nbdHow.first, n.dir.mem.NBD, &out.nbd},
 		{"iscsi", n.cfg.ISCSI, n.dir.mem.ISCSI, &out.iscsi},
 		{"http", n.cfg.HTTP, n.dir.mem.HTTP, &out.http},
 	} {
@@ -119,7 +124,7 @@ func (n *Node) start(ctx context.Context) error {
 		err = n.build(ctx, out)
 	}
 	if err != nil {
-		closeAll(out.nbd, out.iscsi, out.http)
+		closeAll(append(n.nbdHow.more, out.nbd, out.iscsi, out.http)...)
 	}
 	return err
 }
@@ -145,6 +150,9 @@ func closeAll(ls ...net.Listener) {
 func addrOf(l net.Listener) string {
 	if l == nil {
 		return ""
+	}
+	if a := l.Addr(); a.Network() == "unix" {
+		return unixPrefix + a.String()
 	}
 	return l.Addr().String()
 }
@@ -174,7 +182,7 @@ func (n *Node) build(ctx context.Context, out outside) error {
 	}
 	n.Core = core
 	n.mesh.HandleCall(typeStatus, n.handleStatus)
-	if n.nbd, err = nbd.NewServer(nbd.Config{Exports: core.Manager, Log: n.cfg.Log, Observe: n.exp.NBD().Observe}); err != nil {
+	if err := n.newNBD(); err != nil {
 		return err
 	}
 	if err := n.buildISCSI(); err != nil {
@@ -203,9 +211,12 @@ func (n *Node) serve(out outside) error {
 	if err := n.dir.save(); err != nil {
 		return err
 	}
-	if out.nbd != nil {
+	for _, l := range append(n.nbdHow.more, out.nbd) {
+		if l == nil {
+			continue
+		}
 		n.wg.Go(func() {
-			if err := n.nbd.Serve(out.nbd); err != nil && n.ctx.Err() == nil {
+			if err := n.nbd.Serve(l); err != nil && n.ctx.Err() == nil {
 				n.cfg.Log.Error("NBD server ended", "error", err)
 			}
 		})
