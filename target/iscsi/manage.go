@@ -43,10 +43,10 @@ func (c *conn) manage(p pdu.TaskMgmt) error {
 		c.nexus.ClearTaskSet(func() { answer(pdu.FunctionComplete) })
 	case pdu.LUNReset, pdu.TargetWarmReset:
 		c.srv.dropGathering(c.who.Target)
-		c.unit.LU.Reset(c.nexus, func() { answer(pdu.FunctionComplete) })
+		c.unit.LU.Reset(func() { answer(pdu.FunctionComplete) })
 	case pdu.TargetColdReset:
 		c.srv.dropGathering(c.who.Target)
-		c.unit.LU.Reset(c.nexus, func() {
+		c.unit.LU.Reset(func() {
 			answer(pdu.FunctionComplete)
 			c.srv.coldReset(c)
 		})

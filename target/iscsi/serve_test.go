@@ -89,7 +89,8 @@ func TestResidualsTellWhatWasMissed(t *testing.T) {
 		want           pdu.Residual
 	}{
 		{1, 1024, 0, pdu.Residual{Underflow: true, Count: 512}},
-		{2, 512, 2, pdu.Residual{Overflow: true, Count: 512}},
+		{2, 512, 0, pdu.Residual{Overflow: true, Count: 512}},
+		{1, 200, 2, pdu.Residual{Overflow: true, Count: 312}},
 	} {
 		cmd := &iscsiclient.Command{CDB: iscsiclient.Write10(100, x.blocks, false), Out: bytes.Repeat([]byte{9}, x.length)}
 		if err := c.Do(cmd); err != nil || cmd.Status != x.status || cmd.Residual != x.want {

@@ -144,6 +144,10 @@ func (c *conn) begin(p *pdu.SCSICommand, edtl int, extended []byte) (*task, byte
 	n += copy(t.cdb[n:], extended)
 	t.cmd.CDB = t.cdb[:n]
 	t.cmd.LUN, t.cmd.Attr, t.cmd.Tag = p.LUN, scsi.Attribute(p.Attribute), uint64(p.ITT)
+	t.cmd.Expected = 0
+	if t.write {
+		t.cmd.Expected = edtl
+	}
 	t.gathering, t.busy, t.dropped = true, true, false
 	t.inMax, t.outMax, t.want, t.reserved, t.got, t.unsolicited = 0, 0, 0, 0, 0, false
 	t.dataSN, t.next, t.r2tSN, t.bursts = 0, 0, 0, t.bursts[:0]

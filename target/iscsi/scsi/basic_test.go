@@ -40,6 +40,7 @@ func TestRefusesWhatIsOutside(t *testing.T) {
 	r.fails(r.n, illegalRange, "28 00 00000800 00 0000 00", nil)
 	r.fails(r.n, illegalRange, "28 00 000007ff 00 0002 00", nil)
 	r.fails(r.n, illegalField, "28 20 00000000 00 0001 00", nil)
-	r.fails(r.n, illegalInformationUnit, "2a 00 00000000 00 0002 00", make([]byte, 512))
+	r.fails(r.n, illegalInformationUnit, "2a 00 00000000 00 0002 00", make([]byte, 513))
+	r.fails(r.n, illegalInformationUnit, "8b 00 0000000000000000 00000002 00 00", make([]byte, 512))
 	r.fails(r.n, illegalOpcode, "83 11 00000000 00000000 00000000 00 00", nil)
 }

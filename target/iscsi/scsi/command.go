@@ -56,6 +56,9 @@ type Command struct {
 	// Out is the data-out that arrived, at most as long as Transfer says. The
 	// device server does not change it.
 	Out []byte
+	// Expected is how much data-out the initiator announced, in bytes, which may be
+	// more than Transfer says; 0 if that is not known.
+	Expected int
 	// In is room for data-in, as long as Transfer says.
 	In []byte
 	// Done is called exactly once, before Execute returns or later on another
@@ -187,7 +190,8 @@ func (c *Command) expect(then func(*Command, error)) {
 // ended is the completion of one operation of the device, or of expect itself.
 func (c *Command) ended(err error) {
 	if err != nil {
-		c.t.err.CompareAndSwap(nil, &err)
+		first := err // only an error costs an allocation
+		c.t.err.CompareAndSwap(nil, &first)
 	}
 	switch left := c.t.left.Add(-1); {
 	case left > 0:

@@ -38,6 +38,9 @@ func verifyWaiting(c *Command) {
 	lba, blocks := extentOf(c.CDB)
 	block := int64(c.t.dev.BlockSize())
 	off, n := int64(lba)*block, int64(blocks)*block
+	if c.t.op.class == changes {
+		n = min(n, int64(len(c.Out))) // as much as was written
+	}
 	c.verifyRange(off, n, byteCheck(c.CDB))
 }
 
@@ -98,7 +101,7 @@ func writeAndVerify(c *Command) {
 		c.failField(1, 2)
 		return
 	}
-	off, n, ok := c.source(TransferMax, 1)
+	off, n, ok := c.sourceOrPart()
 	switch {
 	case !ok:
 	case n == 0:
@@ -122,9 +125,9 @@ func compareAndWrite(c *Command) {
 		c.failField(13, -1)
 		return
 	}
-	_, n, ok := c.source(TransferMax, 2)
+	_, n, ok := c.source(2)
 	switch {
-	case !ok:
+	case !ok || c.excessive(13):
 	case n == 0:
 		c.good(0)
 	default:
@@ -155,7 +158,7 @@ func compareWaiting(c *Command) {
 // orWrite is ORWRITE(16) (SBC-3, 5.11): data-out is or-ed to what is there, as one
 // step with respect to other writes.
 func orWrite(c *Command) {
-	_, n, ok := c.source(TransferMax, 1)
+	_, n, ok := c.source(1)
 	switch {
 	case !ok:
 	case n == 0:

@@ -14,8 +14,10 @@
 //
 // Residuals follow from c.N (what data-in there is) and out (what data-out the
 // command asked for): the device server never sees the expected length of the
-// initiator. A write whose data-out is shorter than it asks for writes nothing
-// and ends with INVALID FIELD IN COMMAND INFORMATION UNIT.
+// initiator, but for Expected. A WRITE whose data-out is shorter than it asks for
+// writes the whole blocks that there are; anything else with too little, or with a
+// part of a block, writes nothing and ends with INVALID FIELD IN COMMAND
+// INFORMATION UNIT.
 //
 // # Who does what
 //
@@ -29,7 +31,7 @@
 // # Unit attentions
 //
 //	29/00 power on        first nexus of an initiator port
-//	29/03 reset           LOGICAL UNIT RESET or a target reset, to all but its sender
+//	29/03 reset           LOGICAL UNIT RESET or a target reset, to all
 //	29/07 nexus loss      session reinstated
 //	2A/01 mode changed    MODE SELECT by another nexus
 //	2A/03 2A/04 2A/05     reservations preempted, released, registrations preempted

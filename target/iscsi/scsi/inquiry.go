@@ -16,13 +16,18 @@ const (
 	physicalBlock   = 4096 // a volume's own block
 	optimalTransfer = 1 << 20
 	compareMax      = 64 << 10 // COMPARE AND WRITE; and at most 255 blocks
-	unmapMax        = 4 << 30  // all descriptors of one UNMAP
-	unmapRangesMax  = 256      // descriptors of one UNMAP
-	writeSameMax    = 256 << 20
+	unmapMax        = 4 << 30  // all descriptors of one UNMAP; and at most unmapBlocksMax
+	unmapBlocksMax  = 1 << 20
+	unmapRangesMax  = 256 // descriptors of one UNMAP
+	// writeSameBlocksMax is the longest WRITE SAME in blocks.
+	writeSameBlocksMax = 32 << 10
 )
 
 // compareBlocksMax is the longest COMPARE AND WRITE in blocks.
 func compareBlocksMax(block int) int { return min(255, compareMax/block) }
+
+// unmapCountMax is how many blocks one UNMAP may name.
+func unmapCountMax(block int) uint32 { return uint32(min(unmapMax/block, unmapBlocksMax)) }
 
 // NAA is the name of a volume's logical unit as the initiators show it (WWID): a
 // locally assigned NAA designator (SPC-4, 7.8.6.6.4), the digit 3 and the first 60
@@ -122,7 +127,7 @@ func (c *Command) vital(page byte) {
 	case 0x86:
 		b = append(b, make([]byte, 60)...)
 		b[5] = 0x07 // HEADSUP, ORDSUP, SIMPSUP
-		b[6] = flag(lu.cfg.Backend.Geometry().WriteCache, 0x01)
+		b[6] = setIf(lu.cfg.Backend.Geometry().WriteCache, 0x01)
 		b[7] = 0x01 // LUICLR
 	case 0xb0:
 		b = append(b, make([]byte, 60)...)
@@ -144,16 +149,15 @@ func (c *Command) vital(page byte) {
 // blockLimits fills the block limits page.
 func (lu *LU) blockLimits(b []byte) {
 	_, block := lu.capacity()
-	b[4] = 1 // WSNZ
 	b[5] = byte(compareBlocksMax(block))
 	binary.BigEndian.PutUint16(b[6:], uint16(physicalBlock/block))
 	binary.BigEndian.PutUint32(b[8:], uint32(TransferMax/block))
 	binary.BigEndian.PutUint32(b[12:], uint32(optimalTransfer/block))
-	binary.BigEndian.PutUint32(b[20:], uint32(unmapMax/block))
+	binary.BigEndian.PutUint32(b[20:], unmapCountMax(block))
 	binary.BigEndian.PutUint32(b[24:], unmapRangesMax)
 	binary.BigEndian.PutUint32(b[28:], uint32(physicalBlock/block))
 	binary.BigEndian.PutUint32(b[32:], 1<<31) // UGAVALID, alignment 0
-	binary.BigEndian.PutUint64(b[36:], uint64(writeSameMax/block))
+	binary.BigEndian.PutUint64(b[36:], writeSameBlocksMax)
 }
 
 // appendDesignators appends the names of logical unit, target port and target

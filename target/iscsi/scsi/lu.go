@@ -320,15 +320,15 @@ func (lu *LU) notifyOthers(by *Nexus, s sense) {
 
 // Reset is LOGICAL UNIT RESET, and what a target reset does to each logical
 // unit: all commands are aborted, SPC-2 reservations end, mode parameters return
-// to their defaults. by is the nexus it came by, or nil. done runs once, when
-// nothing of the aborted commands can take effect any more.
-func (lu *LU) Reset(by *Nexus, done func()) {
+// to their defaults, and every nexus is told. done runs once, when nothing of
+// the aborted commands can take effect any more.
+func (lu *LU) Reset(done func()) {
 	lu.mu.Lock()
 	lu.reserved = nil
 	lu.descriptors.Store(false)
 	lu.writeProtect.Store(false)
 	lu.enforce()
 	lu.mu.Unlock()
-	lu.notifyOthers(by, attentionReset)
+	lu.notifyOthers(nil, attentionReset)
 	lu.abort(func(*Command) bool { return true }, func(int) { done() })
 }

@@ -56,6 +56,9 @@ func (lu *LU) extent(c *Command, block int) {
 		c.t.lo, c.t.hi = 0, math.MaxInt64
 	default:
 		lba, blocks := extentOf(c.CDB)
+		if blocks == 0 && c.t.op.out != nil { // WRITE SAME to the end
+			blocks = math.MaxUint32
+		}
 		const most = math.MaxInt64 >> 1
 		c.t.lo = int64(min(lba, most/4096)) * int64(block)
 		c.t.hi = c.t.lo + int64(min(blocks, math.MaxUint32))*int64(block)
@@ -94,10 +97,11 @@ func (c *Command) writable() bool {
 	return false
 }
 
-// source is what inside and writable say of a command with n bytes of data-out for
-// each byte of the medium.
-func (c *Command) source(max int64, ratio int64) (off, n int64, ok bool) {
-	off, n, ok = c.inside(max)
+// source is what inside and writable say of a command with ratio bytes of data-out
+// for each byte of the medium. Less data-out than that is an error; excess
+// cannot come here, for the transport keeps it.
+func (c *Command) source(ratio int64) (off, n int64, ok bool) {
+	off, n, ok = c.inside(TransferMax)
 	if !ok || !c.writable() {
 		return 0, 0, false
 	}
@@ -106,6 +110,32 @@ func (c *Command) source(max int64, ratio int64) (off, n int64, ok bool) {
 		return 0, 0, false
 	}
 	return off, n, true
+}
+
+// sourceOrPart is source for a WRITE: with less data-out it writes the whole blocks
+// that there are, as if the rest were beyond its length (FCP-4, 9.4.2 leaves the
+// choice; the initiator sees the residual). A part of a block is not written.
+func (c *Command) sourceOrPart() (off, n int64, ok bool) {
+	off, n, ok = c.inside(TransferMax)
+	if !ok || !c.writable() {
+		return 0, 0, false
+	}
+	n = min(n, int64(len(c.Out)))
+	if n%int64(c.t.dev.BlockSize()) != 0 {
+		c.fail(illegalInformationUnit)
+		return 0, 0, false
+	}
+	return off, n, true
+}
+
+// excessive ends a command whose initiator announces more data-out than it has a
+// use for: one that overwrites by comparison or repetition had better not guess.
+func (c *Command) excessive(field int) bool {
+	if c.t.op.out == nil || c.Expected <= int(c.t.op.out(c.CDB, c.t.dev.BlockSize())) {
+		return false
+	}
+	c.failField(field, -1)
+	return true
 }
 
 func (c *Command) fua() bool { return c.CDB[1]&flagFUA != 0 && len(c.t.op.usage) > 6 }
@@ -170,7 +200,7 @@ func readWaiting(c *Command) {
 
 // write is WRITE(6), (10), (12) and (16) (SBC-3, 5.43).
 func write(c *Command) {
-	off, n, ok := c.source(TransferMax, 1)
+	off, n, ok := c.sourceOrPart()
 	switch {
 	case !ok:
 	case n == 0:
@@ -267,4 +297,15 @@ func readCapacity16(c *Command) {
 	}
 	b[14] = 0xc0 // LBPME, LBPRZ
 	c.data(b)
+}
+
+// readDefectData is READ DEFECT DATA(10) and (12) (SBC-3, 5.19 and 5.20): a volume
+// has no defects that an initiator could know of. The lists asked for are valid,
+// in the format asked for, and empty.
+func readDefectData(c *Command) {
+	if c.CDB[0] == 0x37 {
+		c.data([]byte{0, c.CDB[2] & 0x1f, 0, 0})
+		return
+	}
+	c.data([]byte{0, c.CDB[1] & 0x1f, 0, 0, 0, 0, 0, 0})
 }

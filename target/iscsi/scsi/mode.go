@@ -27,10 +27,10 @@ func (lu *LU) modePages(defaults bool) []modePage {
 	caching := modePage{make([]byte, 20), make([]byte, 20)}
 	control := modePage{make([]byte, 12), make([]byte, 12)}
 	exceptions := modePage{make([]byte, 12), make([]byte, 12)}
-	caching.current[2] = flag(lu.cfg.Backend.Geometry().WriteCache, 0x04) // WCE
-	control.current[2] = flag(!defaults && lu.descriptors.Load(), descriptorSense)
+	caching.current[2] = setIf(lu.cfg.Backend.Geometry().WriteCache, 0x04) // WCE
+	control.current[2] = setIf(!defaults && lu.descriptors.Load(), descriptorSense)
 	control.current[3] = 0x10 // unrestricted reordering; QERR 0
-	control.current[4] = flag(!defaults && lu.writeProtect.Load(), softwareProtect)
+	control.current[4] = setIf(!defaults && lu.writeProtect.Load(), softwareProtect)
 	control.changeable[2], control.changeable[4] = descriptorSense, softwareProtect
 	exceptions.current[2] = 0x08 // DEXCPT: reports none
 	pages := []modePage{recovery, caching, control, exceptions}
@@ -93,7 +93,7 @@ func (lu *LU) modeHeader(long, bare, longLBA bool) []byte {
 	}
 	var b []byte
 	if long {
-		b = []byte{0, 0, 0, specific, flag(longLBA && !bare, 1), 0, 0, byte(len(descriptor))}
+		b = []byte{0, 0, 0, specific, setIf(longLBA && !bare, 1), 0, 0, byte(len(descriptor))}
 	} else {
 		b = []byte{0, 0, specific, byte(len(descriptor))}
 	}

@@ -84,6 +84,8 @@ var opcodes = []opcode{
 		usage: []byte{0x34, 0x02, 0xff, 0xff, 0xff, 0xff, 0x3f, 0xff, 0xff, controlUsage}},
 	{name: "synchronize cache(10)", code: 0x35, action: noAction, class: changes, medium: true, run: synchronizeCache,
 		usage: []byte{0x35, 0x02, 0xff, 0xff, 0xff, 0xff, 0x3f, 0xff, 0xff, controlUsage}},
+	{name: "read defect data(10)", code: 0x37, action: noAction, class: reads, in: length(7, 2), run: readDefectData,
+		usage: []byte{0x37, 0, 0x1f, 0, 0, 0, 0, 0xff, 0xff, controlUsage}},
 	{name: "write same(10)", code: 0x41, action: noAction, class: changes, medium: true, out: sameBlock, run: writeSame,
 		usage: []byte{0x41, 0xf8, 0xff, 0xff, 0xff, 0xff, 0x3f, 0xff, 0xff, controlUsage}},
 	{name: "unmap", code: 0x42, action: noAction, class: changes, medium: true, out: length(7, 2), run: unmap,
@@ -148,6 +150,8 @@ var opcodes = []opcode{
 		usage: usage12(0xae, 0xf6)},
 	{name: "verify(12)", code: 0xaf, action: noAction, class: reads, medium: true, out: verifyBlocks(6, 4), run: verify,
 		usage: usage12(0xaf, 0xf6)},
+	{name: "read defect data(12)", code: 0xb7, action: noAction, class: reads, in: length(6, 4), run: readDefectData,
+		usage: []byte{0xb7, 0x1f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, controlUsage}},
 }
 
 // controlUsage: of the CONTROL byte, NACA is evaluated (and refused).

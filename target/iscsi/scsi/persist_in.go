@@ -60,7 +60,7 @@ func readReservation(c *Command) {
 // PTPL_C, and a type mask of all types.
 func reportCapabilities(c *Command) {
 	withReservations(c, func(s *reservations) []byte {
-		return []byte{0, 8, 0x0d, 0x80 | flag(s.aptpl, 1), 0xea, 0x01, 0, 0}
+		return []byte{0, 8, 0x0d, 0x80 | setIf(s.aptpl, 1), 0xea, 0x01, 0, 0}
 	})
 }
 
@@ -70,7 +70,7 @@ func readFullStatus(c *Command) {
 		b := reservationHeader(s)
 		for i, r := range s.registered {
 			b = binary.BigEndian.AppendUint64(b, r.key)
-			flags, kind := flag(r.allPorts, 2), byte(0)
+			flags, kind := setIf(r.allPorts, 2), byte(0)
 			if s.holds(i) {
 				flags, kind = flags|1, s.kind
 			}

@@ -29,11 +29,7 @@ func unmap(c *Command) {
 func (c *Command) unmapRanges(p []byte) {
 	length := int(binary.BigEndian.Uint16(p[2:]))
 	p = p[8:]
-	if length > len(p) {
-		c.fail(illegalParameterLength)
-		return
-	}
-	p = p[:length/16*16] // what is left of a descriptor is ignored
+	p = p[:min(length, len(p))/16*16] // a descriptor that is cut short is ignored
 	block := uint64(c.t.dev.BlockSize())
 	total := uint64(c.t.dev.Size()) / block
 	if len(p) > 16*unmapRangesMax {
@@ -47,7 +43,7 @@ func (c *Command) unmapRanges(p []byte) {
 			c.failRange(lba)
 			return
 		}
-		if sum += blocks; sum > unmapMax/block {
+		if sum += blocks; sum > uint64(unmapCountMax(int(block))) {
 			c.failParameter(8 + at + 8)
 			return
 		}
@@ -69,7 +65,6 @@ func (c *Command) unmapRanges(p []byte) {
 func writeSame(c *Command) {
 	flags := c.CDB[1]
 	noData := c.CDB[0] == 0x93 && flags&1 != 0 // NDOB
-	_, blocks := extentOf(c.CDB)
 	switch {
 	case flags&flagAnchor != 0:
 		c.failField(1, 4)
@@ -80,17 +75,17 @@ func writeSame(c *Command) {
 	case c.CDB[0] == 0x41 && flags&1 != 0: // RELADR, obsolete
 		c.failField(1, 0)
 		return
-	case blocks == 0: // WSNZ
-		c.failField(lengthField(c.CDB), -1)
-		return
 	}
-	off, n, ok := c.inside(writeSameMax)
+	off, n, ok := c.same()
 	if !ok || !c.writable() {
 		return
 	}
 	block := c.t.dev.BlockSize()
 	if !noData && len(c.Out) < block {
 		c.fail(illegalInformationUnit)
+		return
+	}
+	if c.excessive(lengthField(c.CDB)) {
 		return
 	}
 	if !noData && !zero(c.Out[:block]) {
@@ -100,6 +95,27 @@ func writeSame(c *Command) {
 	c.expect((*Command).finished)
 	c.t.dev.Zero(off, n, false, c.t.part)
 	c.lu().pending()
+}
+
+// same is the range of a WRITE SAME; a length of zero means all that follows.
+func (c *Command) same() (off, n int64, ok bool) {
+	block := int64(c.t.dev.BlockSize())
+	lba, blocks := extentOf(c.CDB)
+	if blocks > 0 {
+		return c.inside(writeSameBlocksMax * block)
+	}
+	total := uint64(c.t.dev.Size() / block)
+	switch {
+	case c.CDB[1]&flagProtect != 0:
+		c.failField(1, 7)
+	case lba >= total:
+		c.failRange(lba)
+	case total-lba > writeSameBlocksMax:
+		c.failField(lengthField(c.CDB), -1)
+	default:
+		return int64(lba) * block, int64(total-lba) * block, true
+	}
+	return 0, 0, false
 }
 
 func zero(p []byte) bool {
@@ -113,7 +129,7 @@ func zero(p []byte) bool {
 
 // repeat writes the block of data-out over and over.
 func repeat(c *Command) {
-	off, n, _ := c.inside(writeSameMax)
+	off, n, _ := c.same()
 	room := scratch.Get().(*[pieceMax]byte)
 	defer scratch.Put(room)
 	block := c.t.dev.BlockSize()
@@ -176,7 +192,7 @@ func statusWaiting(c *Command) {
 		blocks := min(length/block, math.MaxUint32)
 		b = binary.BigEndian.AppendUint64(b, lba)
 		b = binary.BigEndian.AppendUint32(b, uint32(blocks))
-		b = append(b, flag(unmapped, 1), 0, 0, 0)
+		b = append(b, setIf(unmapped, 1), 0, 0, 0)
 		lba += uint64(blocks)
 	}
 	binary.BigEndian.PutUint32(b, uint32(len(b)-4))

@@ -136,7 +136,7 @@ func reportOpcodes(c *Command) {
 		c.data([]byte{0, 1, 0, 0})
 		return
 	}
-	b := []byte{0, 3 | flag(timeouts, 0x80), 0, byte(len(found.usage))}
+	b := []byte{0, 3 | setIf(timeouts, 0x80), 0, byte(len(found.usage))}
 	b = append(b, found.usage...)
 	if timeouts {
 		b = append(b, noTimeouts...)
@@ -151,7 +151,7 @@ func allOpcodes(timeouts bool) []byte {
 	b := make([]byte, 4, 2048)
 	for i := range table {
 		o := &table[i]
-		flags, action := flag(timeouts, 2), uint16(0)
+		flags, action := setIf(timeouts, 2), uint16(0)
 		if o.action != noAction {
 			flags, action = flags|1, uint16(o.action)
 		}

@@ -47,7 +47,7 @@ func encodeReservations(s *reservations) []byte {
 	for _, r := range s.registered {
 		b = appendNexus(b, r.nexusKey)
 		b = binary.BigEndian.AppendUint64(b, r.key)
-		b = append(b, flag(r.allPorts, 1))
+		b = append(b, setIf(r.allPorts, 1))
 	}
 	for _, n := range s.notices {
 		b = appendNexus(b, n.nexusKey)
@@ -67,7 +67,7 @@ func appendNexus(b []byte, k nexusKey) []byte {
 	return append(b, k.id.Initiator...)
 }
 
-func flag(set bool, bit byte) byte {
+func setIf(set bool, bit byte) byte {
 	if set {
 		return bit
 	}
