@@ -23,6 +23,7 @@ const (
 
 // nodeFlags are the flags of node run.
 type nodeFlags struct {
+	witness                                                 bool
 	listen, nbd, iscsi, http, name, zone, rack, join, token string
 	bricks                                                  []string
 	nbdSecurity                                             node.NBDSecurity
@@ -81,6 +82,7 @@ the node's directory.`,
 	fl.StringVar(&f.name, "name", "", "`NAME` of the node (default: the host's name and a part of its id)")
 	fl.StringArrayVar(&f.bricks, "brick", nil, "`DIR` of a brick; may be repeated")
 	fl.StringVar(&f.zone, "zone", "", "`ZONE` of the node: copies are spread over zones")
+	fl.BoolVar(&f.witness, "witness", false, "vote and keep no data: the third of a pool of two nodes with data")
 	fl.StringVar(&f.rack, "rack", "", "`RACK` of the node: copies are spread over racks")
 	fl.StringVar(&f.join, "join", "", "`ADDRESS` of a node whose pool to join")
 	fl.StringVar(&f.token, "token", "", "`TOKEN` of that pool (or $GABION_TOKEN, which 'ps' does not show)")

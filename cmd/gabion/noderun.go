@@ -21,6 +21,7 @@ func runNode(ctx context.Context, dir string, f *nodeFlags, log *slog.Logger) er
 		Name:    f.name,
 		Bricks:  f.bricks,
 		Zone:    f.zone,
+		Witness: f.witness,
 		Rack:    f.rack,
 		Join:    f.join,
 		Token:   f.token,

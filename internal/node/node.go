@@ -32,6 +32,7 @@ type Config struct {
 	Dir, Listen, NBD, ISCSI, HTTP, Name string
 	Bricks                              []string // directories; none: one inside Dir
 	Zone, Rack                          string
+	Witness                             bool // vote and keep no data
 	Join, Token                         string
 	NBDSecurity                         NBDSecurity
 	Log                                 *slog.Logger
@@ -162,6 +163,9 @@ func (n *Node) build(ctx context.Context, out outside) error {
 	if err != nil {
 		return err
 	}
+	if first && n.cfg.Witness {
+		return fault.Newf(fault.Invalid, "node run", "--witness", "a pool begins on a node that keeps data; let the witness join it")
+	}
 	if n.boot, err = n.dir.nextBoot(); err != nil {
 		return err
 	}
@@ -173,7 +177,7 @@ func (n *Node) build(ctx context.Context, out outside) error {
 		return err
 	}
 	core, err := NewCore(CoreConfig{
-		Pool: n.poolID, Name: n.name, Addr: advertised(n.mesh), Labels: n.labels(out.iscsi), Boot: n.boot,
+		Pool: n.poolID, Name: n.name, Addr: advertised(n.mesh), Labels: n.labels(out.iscsi), Boot: n.boot, Witness: n.cfg.Witness,
 		Transport: n.mesh, Bricks: n.brickList(), StateFile: n.dir.stateFile(), First: first, PoolName: "gabion",
 		OnPeers: n.mesh.SetPeers, Log: n.cfg.Log,
 	})
