@@ -39,6 +39,9 @@ const (
 	RepairsMax = 2
 	// FencesMax bounds the volumes whose epoch is kept in memory, for each brick.
 	FencesMax = 16384
+	// DiskBytesMax bounds the bytes of puts under way on one brick of this node,
+	// so that a disk that hangs does not keep the others from theirs.
+	DiskBytesMax = PutBytesMax / 4
 	// HoldersMax bounds the bricks that statistics are kept for.
 	HoldersMax = 4096
 )
@@ -48,6 +51,7 @@ const (
 	PutGraceDefault    = 2 * time.Second
 	PutTimeoutDefault  = 30 * time.Second
 	ReadTimeoutDefault = 5 * time.Second
+	ProbeEveryDefault  = 2 * time.Second
 )
 
 // Config of a Store. Transport and View are required.
@@ -62,6 +66,9 @@ type Config struct {
 	// read from one holder.
 	PutTimeout  time.Duration
 	ReadTimeout time.Duration
+	// ProbeEvery is how often a slow brick is read from, or waited for by a put,
+	// to see whether it still is.
+	ProbeEvery time.Duration
 	// OnCorrupt is told of every copy that was found damaged. It must not block.
 	OnCorrupt func(addr ident.Addr, b overlay.BrickRef)
 }
@@ -83,6 +90,8 @@ type Brick interface {
 	ReadExtent(addr ident.Addr, p []byte, off int64) error
 	TryReadExtent(addr ident.Addr, p []byte, off int64) bool
 	StatExtent(addr ident.Addr) (size int64, ok bool)
+	ReplaceExtent(x brick.Extent) error
+	NoteDamage(addr ident.Addr, err error)
 	DeleteExtents(addrs []ident.Addr) error
 	ListVolume(v ident.VolumeID) []brick.Ref
 }
@@ -99,6 +108,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.ReadTimeout == 0 {
 		c.ReadTimeout = ReadTimeoutDefault
+	}
+	if c.ProbeEvery == 0 {
+		c.ProbeEvery = ProbeEveryDefault
 	}
 	if c.OnCorrupt == nil {
 		c.OnCorrupt = func(ident.Addr, overlay.BrickRef) {}

@@ -61,7 +61,9 @@ func (s *Store) DeleteAt(ctx context.Context, b overlay.BrickRef, vol ident.Volu
 		case ctx.Err() != nil:
 			return ctx.Err()
 		case b.Node == s.self:
-			err = s.serveDelete(r)
+			dctx, cancel := context.WithTimeout(ctx, s.cfg.PutTimeout)
+			err = s.onDisk(dctx, func() error { return s.serveDelete(r) })
+			cancel()
 		case s.cfg.View.State(b.Node) == overlay.Down && !s.cfg.Transport.Connected(b.Node):
 			return fault.Newf(fault.Unavailable, "dht.delete", b.Brick.Short(), "node %s is down", b.Node.Short())
 		default:
@@ -92,7 +94,9 @@ func (s *Store) Seal(ctx context.Context, vol ident.VolumeID, epoch uint64, node
 		wg.Go(func() {
 			r := sealRequest{volume: vol, epoch: epoch}
 			if n == s.self {
-				errs[i] = s.serveSeal(r)
+				sctx, cancel := context.WithTimeout(ctx, s.cfg.ReadTimeout)
+				defer cancel()
+				errs[i] = s.onDisk(sctx, func() error { return s.serveSeal(r) })
 				return
 			}
 			_, errs[i] = s.call(ctx, n, typeSeal, r.encode())

@@ -135,6 +135,9 @@ func (p *put) plan(replicas int) error {
 			b.extents = append(b.extents, i)
 		}
 		majority := len(holders)/2 + 1
+		if majorityOfOne() {
+			majority = 1
+		}
 		p.need[i], p.slack[i] = int8(majority), int8(len(holders)-majority)
 	}
 	slices.SortFunc(p.bricks, func(a, b *putBrick) int { return compareBricks(a.ref, b.ref) })
@@ -156,15 +159,32 @@ func (p *put) start(ctx context.Context) {
 	go func() { wg.Wait(); close(p.finished) }()
 }
 
-// grace waits for the slower holders.
+// grace waits for the slower holders, but not for one that has been late before:
+// its disk may hang.
 func (p *put) grace(ctx context.Context) {
-	t := time.NewTimer(p.store.cfg.PutGrace)
+	wait := p.store.cfg.PutGrace
+	if p.onlyLaggardsLeft() && !waitForSlow() {
+		wait = 0
+	}
+	t := time.NewTimer(wait)
 	defer t.Stop()
 	select {
 	case <-p.finished:
 	case <-t.C:
 	case <-ctx.Done():
 	}
+}
+
+// onlyLaggardsLeft tells whether no brick that has not answered is worth waiting for.
+func (p *put) onlyLaggardsLeft() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, b := range p.bricks {
+		if b.acked < len(b.extents) && b.err == nil && p.store.health.waitFor(b.ref, 5*p.store.cfg.ProbeEvery) {
+			return false
+		}
+	}
+	return true
 }
 
 // inFlightMax is how many messages of one put are under way to one brick: one
@@ -213,7 +233,7 @@ func (p *put) messages(extents []int) [][]int {
 	return parts
 }
 
-func (p *put) send(ctx context.Context, b overlay.BrickRef, part []int) error {
+func (p *put) send(ctx context.Context, b overlay.BrickRef, part []int) (err error) {
 	s := p.store
 	r := putRequest{brick: b.Brick, volume: p.volume, epoch: p.epoch, extents: make([]brick.Extent, len(part))}
 	n := 0
@@ -228,15 +248,16 @@ func (p *put) send(ctx context.Context, b overlay.BrickRef, part []int) error {
 	if err := s.bytes.acquire(ctx, n); err != nil {
 		return err
 	}
+	beat := s.health.begin(b, putPulse)
+	defer func() { beat(err) }()
 	limited, cancel := context.WithTimeout(ctx, s.cfg.PutTimeout)
 	defer cancel()
-	var err error
 	if b.Node == s.self {
 		err = s.putHere(limited, r, n)
 	} else {
 		err = s.putThere(limited, b, r)
-		s.bytes.release(n)
 	}
+	s.bytes.release(n)
 	if fault.Is(err, fault.Timeout) && ctx.Err() == nil {
 		err = fault.Newf(fault.Unavailable, "dht.put", b.Brick.Short(), "no answer within %v", s.cfg.PutTimeout)
 	}
@@ -258,29 +279,26 @@ func (s *Store) putThere(ctx context.Context, b overlay.BrickRef, r putRequest) 
 }
 
 // putHere stores on a brick of this node. A disk that hangs must not hang the
-// caller, who owns the data: so the disk works on a copy.
+// caller, who owns the data: so the disk works on a copy. What hangs counts
+// against its own brick only.
 func (s *Store) putHere(ctx context.Context, r putRequest, n int) error {
+	l, err := s.brick("dht.put", r.brick)
+	if err != nil {
+		return err
+	}
+	if err := l.bytes.acquire(ctx, n); err != nil {
+		return err
+	}
 	buf := make([]byte, 0, n)
 	for i := range r.extents {
 		at := len(buf)
 		buf = append(buf, r.extents[i].Data...)
 		r.extents[i].Data = buf[at:len(buf):len(buf)]
 	}
-	done := make(chan error, 1)
-	ok := s.spawn(func() {
-		defer s.bytes.release(n)
-		done <- s.servePut(r)
+	return s.onDisk(ctx, func() error {
+		defer l.bytes.release(n)
+		return s.servePut(r)
 	})
-	if !ok {
-		s.bytes.release(n)
-		return fault.Newf(fault.Unavailable, "dht.put", r.brick.Short(), "the store is closed")
-	}
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }
 
 // note counts the outcome of one message and settles the put when it can.

@@ -15,6 +15,8 @@ import (
 type repair struct {
 	addr  ident.Addr
 	brick overlay.BrickRef
+	// onDisk: the disk was read past the page cache, whose bytes may be good.
+	onDisk bool
 }
 
 // repairQueue holds what waits and what runs.
@@ -88,8 +90,7 @@ func (s *Store) runRepair(r repair) {
 }
 
 // replace puts good bytes in place of a damaged copy on a local brick. The
-// damaged one goes only after good bytes are at hand; if putting fails then,
-// nothing is lost but a copy that was worth nothing.
+// damaged one goes only after the good one is durable.
 func (s *Store) replace(r repair) (replaced bool, err error) {
 	l, err := s.brick("dht.repair", r.brick.Brick)
 	if err != nil {
@@ -99,27 +100,50 @@ func (s *Store) replace(r repair) (replaced bool, err error) {
 	if fault.Is(err, fault.NotFound) {
 		return false, nil // deleted meanwhile
 	}
-	if err == nil && sha256.Sum256(data) == r.addr {
+	good := err == nil && sha256.Sum256(data) == r.addr
+	if good && !r.onDisk {
 		return false, nil // a reader's mistake, or replaced already
 	}
+	if good { // the page cache has what the disk lost
+		return true, s.replaceWith(l, r.addr, data)
+	}
+	l.NoteDamage(r.addr, fault.Newf(fault.Corrupt, "dht.repair", r.addr.Short(), "a copy was found damaged"))
 	data, err = s.getWith(s.ctx, &tries{store: s, addr: r.addr, repairing: true, tried: []overlay.BrickRef{r.brick}})
 	if err != nil {
 		return false, err
 	}
+	return true, s.replaceWith(l, r.addr, data)
+}
+
+// replaceWith puts good bytes in a new place of a local brick. An extent that was
+// deleted meanwhile stays deleted.
+func (s *Store) replaceWith(l *localBrick, addr ident.Addr, data []byte) error {
 	h, err := extent.ParseHeader(data)
 	if err != nil {
-		return false, err
+		return err
 	}
 	leave, err := l.fences.enterAny(h.Volume)
 	if err != nil {
-		return false, err
+		return err
 	}
 	defer leave()
-	if _, ok := l.StatExtent(r.addr); !ok {
-		return false, nil // deleted while the good copy was fetched
+	err = l.ReplaceExtent(brick.Extent{Addr: addr, Volume: h.Volume, Number: h.Number, Epoch: h.Epoch, Data: data})
+	if fault.Is(err, fault.NotFound) {
+		return nil
 	}
-	if err := l.DeleteExtents([]ident.Addr{r.addr}); err != nil {
-		return false, err
+	return err
+}
+
+// Repair replaces a copy on a brick of this node that its disk has damaged, even
+// if the page cache has good bytes. It returns when that is durable. Kinds:
+// Unavailable and Corrupt (no good copy was found), NoSpace.
+func (s *Store) Repair(b ident.BrickID, addr ident.Addr) error {
+	r := repair{addr: addr, brick: overlay.BrickRef{Node: s.self, Brick: b}, onDisk: true}
+	_, err := s.replace(r)
+	if err != nil {
+		s.stats.repairsFailed.Add(1)
+		return err
 	}
-	return true, l.PutExtents([]brick.Extent{{Addr: r.addr, Volume: h.Volume, Number: h.Number, Epoch: h.Epoch, Data: data}})
+	s.stats.repaired.Add(1)
+	return nil
 }

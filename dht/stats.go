@@ -4,6 +4,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/gabion-storage/gabion/internal/fault"
 	"github.com/gabion-storage/gabion/overlay"
@@ -16,6 +17,10 @@ type HolderStats struct {
 	ReadsFailed, ReadsCorrupt uint64 // failed: no answer, an error or absent
 	Puts, PutBytes            uint64 // extents' bytes; messages
 	PutsFailed                uint64
+	// ReadMean and ReadP95 are what reads take lately; zero if unknown. Late: an
+	// operation is under way for much longer.
+	ReadMean, ReadP95 time.Duration
+	Late              bool
 }
 
 // Stats are counters since New.
@@ -24,6 +29,9 @@ type Stats struct {
 	MissedPuts       uint64        // bricks that were missed by successful puts
 	Repaired         uint64        // damaged local copies replaced
 	RepairsFailed    uint64
+	Hedges           uint64 // reads that asked a second holder because the first was slow
+	HedgesWon        uint64 // of them, answered by the second one
+	Probes           uint64 // reads that only ask whether a slow brick still is
 	PutBytesInFlight int
 }
 
@@ -36,6 +44,7 @@ type statistics struct {
 	holders map[overlay.BrickRef]*holderCount
 
 	missed, repaired, repairsFailed atomic.Uint64
+	hedges, hedgesWon, probes       atomic.Uint64
 }
 
 // holder returns the counters of b; beyond HoldersMax bricks they go nowhere.
@@ -84,7 +93,7 @@ func (s *statistics) read(b overlay.BrickRef, n int, err error) {
 func (s *Store) Stats() Stats {
 	st := &s.stats
 	out := Stats{MissedPuts: st.missed.Load(), Repaired: st.repaired.Load(),
-		RepairsFailed: st.repairsFailed.Load(), PutBytesInFlight: s.bytes.inFlight()}
+		RepairsFailed: st.repairsFailed.Load(), Hedges: st.hedges.Load(), HedgesWon: st.hedgesWon.Load(), Probes: st.probes.Load(), PutBytesInFlight: s.bytes.inFlight()}
 	st.mu.RLock()
 	for b, h := range st.holders {
 		out.Holders = append(out.Holders, HolderStats{Brick: b, Reads: h.reads.Load(), ReadBytes: h.readBytes.Load(),
@@ -92,6 +101,10 @@ func (s *Store) Stats() Stats {
 			Puts: h.puts.Load(), PutBytes: h.putBytes.Load(), PutsFailed: h.putsFailed.Load()})
 	}
 	st.mu.RUnlock()
+	for i := range out.Holders {
+		h := &out.Holders[i]
+		h.ReadMean, h.ReadP95, h.Late = s.health.view(h.Brick)
+	}
 	slices.SortFunc(out.Holders, func(a, b HolderStats) int { return compareBricks(a.Brick, b.Brick) })
 	return out
 }

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/gabion-storage/gabion/internal/fault"
 	"github.com/gabion-storage/gabion/internal/ident"
@@ -35,6 +36,8 @@ type Store struct {
 	ctx     context.Context // ends with Close
 	cancel  context.CancelFunc
 	running sync.WaitGroup
+	disk    sync.WaitGroup // operations of this node's disks
+	health  health
 	repairs repairQueue
 }
 
@@ -43,6 +46,7 @@ type localBrick struct {
 	Brick
 	ref    overlay.BrickRef
 	fences *fences
+	bytes  *bytesGate // of puts under way
 }
 
 // New makes a store and registers its handlers (0x40-0x46) on the transport,
@@ -51,19 +55,54 @@ func New(cfg Config) *Store {
 	s := &Store{cfg: cfg.withDefaults(), self: cfg.Transport.Self(), bytes: newBytesGate(PutBytesMax)}
 	s.local.Store(new([]*localBrick))
 	s.stats.holders = map[overlay.BrickRef]*holderCount{}
+	s.health.of = map[overlay.BrickRef]*pulse{}
 	s.repairs.wanted = map[repair]bool{}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.handle()
 	return s
 }
 
-// Close ends background work and waits for it, and for puts to this node's own
-// bricks. What is called afterwards fails where it would start more.
+// Close ends background work and waits for it, and, for a while, for
+// operations of this node's own disks. What is called afterwards fails where it would start more.
 func (s *Store) Close() {
 	s.mu.Lock()
 	s.cancel()
 	s.mu.Unlock()
 	s.running.Wait()
+	done := make(chan struct{})
+	go func() {
+		s.disk.Wait()
+		close(done)
+	}()
+	t := time.NewTimer(closeGrace)
+	defer t.Stop()
+	select {
+	case <-done:
+	case <-t.C:
+		s.cfg.Log.Warn("operations of a disk that hangs were left behind")
+	}
+}
+
+// closeGrace is how long Close waits for disks.
+const closeGrace = 5 * time.Second
+
+// onDisk runs f, which may hang, on a goroutine, and returns its result or
+// why nobody waits for it any more. f must touch nothing of the caller's.
+func (s *Store) onDisk(ctx context.Context, f func() error) error {
+	done := make(chan error, 1)
+	s.mu.Lock()
+	if s.ctx.Err() != nil {
+		s.mu.Unlock()
+		return fault.Newf(fault.Unavailable, "dht", "", "the store is closed")
+	}
+	s.disk.Go(func() { done <- f() })
+	s.mu.Unlock()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // spawn runs f on a goroutine that Close waits for; false after Close.
@@ -86,7 +125,7 @@ func (s *Store) AddBrick(b Brick) error {
 			return fault.Newf(fault.Exists, "dht.addbrick", b.ID().Short(), "the brick was added before")
 		}
 	}
-	l := &localBrick{Brick: b, ref: overlay.BrickRef{Node: s.self, Brick: b.ID()}, fences: newFences(b)}
+	l := &localBrick{Brick: b, ref: overlay.BrickRef{Node: s.self, Brick: b.ID()}, fences: newFences(b), bytes: newBytesGate(DiskBytesMax)}
 	bs := append(slices.Clone(*s.local.Load()), l)
 	s.local.Store(&bs)
 	return nil

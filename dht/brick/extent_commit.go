@@ -13,6 +13,7 @@ type request struct {
 	places  []place
 	deletes []ident.Addr
 	cleans  []clean
+	replace bool    // places take the place of what the table has
 	reindex bool    // write the index anew
 	removed []entry // what the deletes took out of the table
 	err     error   // set before done is closed
@@ -240,7 +241,10 @@ func (s *extents) applyRequest(r *request) {
 		p.seg.live++
 		s.segments.mu.Unlock()
 		p.seg.announced = true
-		s.table.put(p.x.Addr, e)
+		if old, replaced := s.table.put(p.x.Addr, e); replaced {
+			r.removed = append(r.removed, old)
+			s.dropped(old)
+		}
 		s.count.puts.Add(1)
 		s.count.putBytes.Add(uint64(len(p.x.Data)))
 	}

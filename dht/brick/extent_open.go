@@ -39,8 +39,11 @@ func (s *extents) open() error {
 	err := s.index.open(func(op *indexOp) {
 		switch op.code {
 		case opPut:
-			s.table.put(op.addr, entry{number: op.number, epoch: op.epoch, segment: op.segment,
+			old, replaced := s.table.put(op.addr, entry{number: op.number, epoch: op.epoch, segment: op.segment,
 				offset: op.offset, size: op.size, volume: s.table.volume(op.volume)})
+			if replaced {
+				marked[old.segment] = true
+			}
 			s.segments.next = max(s.segments.next, op.segment+1)
 		case opDelete:
 			if e, ok := s.table.delete(op.addr); ok {

@@ -76,7 +76,7 @@ func (b *Brick) PutExtents(xs []Extent) error {
 		todo[i] = &xs[i]
 	}
 	for len(todo) > 0 {
-		again, err := s.put(todo)
+		again, err := s.put(newRequest(), todo)
 		if err != nil {
 			return err
 		}
@@ -85,9 +85,28 @@ func (b *Brick) PutExtents(xs []Extent) error {
 	return nil
 }
 
-// put stores xs. again are those that another call was storing and failed to.
-func (s *extents) put(xs []*Extent) (again []*Extent, err error) {
+// ReplaceExtent stores x in a new place and then gives the old one back: at no
+// moment is there neither. It is for a copy that is damaged. NotFound: it was
+// deleted; else as PutExtents.
+func (b *Brick) ReplaceExtent(x Extent) error {
+	s := b.extents
+	if sha256.Sum256(x.Data) != x.Addr {
+		return fault.Newf(fault.Corrupt, "brick.replace", x.Addr.Short(), "the bytes are not those of the address")
+	}
+	if _, ok := s.table.get(x.Addr); !ok {
+		return noExtent(x.Addr)
+	}
 	r := newRequest()
+	r.replace = true
+	if _, err := s.put(r, []*Extent{&x}); err != nil {
+		return err
+	}
+	s.release(r.removed)
+	return nil
+}
+
+// put stores xs. again are those that another call was storing and failed to.
+func (s *extents) put(r *request, xs []*Extent) (again []*Extent, err error) {
 	others, err := s.place(r, xs)
 	if err != nil {
 		return nil, err
@@ -139,7 +158,7 @@ func (s *extents) placeAll(r *request, xs []*Extent) (others []other, err error)
 	var need int64
 	fresh := make([]*Extent, 0, len(xs))
 	for _, x := range xs {
-		if _, ok := s.table.get(x.Addr); ok {
+		if _, ok := s.table.get(x.Addr); ok && !r.replace {
 			continue
 		}
 		switch p := s.pending[x.Addr]; {

@@ -52,8 +52,7 @@ func newScrubbed(t testing.TB, seed int64) *scrubbed {
 func (s *scrubbed) heal(addr ident.Addr, _ error) bool {
 	for _, x := range s.extents {
 		if x.Addr == addr {
-			must(s.t, s.b.DeleteExtents([]ident.Addr{addr}))
-			must(s.t, s.b.PutExtents([]Extent{x}))
+			must(s.t, s.b.ReplaceExtent(x))
 			return true
 		}
 	}
