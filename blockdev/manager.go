@@ -53,7 +53,10 @@ type ManagerConfig struct {
 	Extents   Store
 	View      overlay.View
 	Catalog   func() *pool.State
-	Log       *slog.Logger
+	// Publish has the pool apply a command that changes the catalog; nil in
+	// pools without one.
+	Publish func(context.Context, pool.Command) error
+	Log     *slog.Logger
 	// Tune is applied to the Config of every attachment; nil for defaults.
 	Tune func(*Config)
 	// OnMembers is told, on any goroutine, that the members of some volume's map
@@ -79,6 +82,7 @@ type attached struct {
 	err      error
 	sessions int
 	clients  map[string]int
+	changing int                   // snapshots that are being made or deleted
 	named    map[*session]struct{} // those of the sessions whose clients said who they are
 	// keep is until when a volume that was taken over by a person's word stays
 	// even without clients: the old holder's clients reconnect at once.
@@ -89,6 +93,7 @@ type attached struct {
 func NewManager(cfg ManagerConfig) *Manager {
 	m := &Manager{cfg: cfg, pace: NewPacer(), vols: map[ident.VolumeID]*attached{}}
 	cfg.Transport.HandleCall(TypeRelease, m.handleRelease)
+	cfg.Transport.HandleCall(TypeSnapshot, m.handleSnapshot)
 	cfg.View.OnChange(m.changed)
 	return m
 }
@@ -121,7 +126,7 @@ func exportOf(d pool.Volume) target.Export {
 func (m *Manager) List(context.Context) ([]target.Export, error) {
 	var out []target.Export
 	for _, d := range m.cfg.Catalog().Volumes {
-		out = append(out, exportOf(d))
+		out = append(append(out, exportOf(d)), snapshotExports(d)...)
 	}
 	slices.SortFunc(out, func(a, b target.Export) int { return strings.Compare(a.Name, b.Name) })
 	return out, nil
@@ -129,6 +134,9 @@ func (m *Manager) List(context.Context) ([]target.Export, error) {
 
 // Stat implements target.Exports.
 func (m *Manager) Stat(_ context.Context, name string) (target.Export, error) {
+	if isSnapshot(name) {
+		return m.statSnapshot(name)
+	}
 	d, err := m.find(name)
 	if err != nil {
 		return target.Export{}, err
@@ -149,10 +157,23 @@ func (s *session) Close() { s.once.Do(s.close) }
 
 // Open implements target.Exports: the first session attaches the volume here.
 func (m *Manager) Open(ctx context.Context, name, peer string) (target.Session, <-chan struct{}, error) {
+	if isSnapshot(name) {
+		return m.openSnapshot(ctx, name, peer)
+	}
 	d, err := m.find(name)
 	if err != nil {
 		return nil, nil, err
 	}
+	v, leave, err := m.use(ctx, d, peer)
+	if err != nil {
+		return nil, nil, err
+	}
+	return &session{Volume: v, close: leave}, v.Gone(), nil
+}
+
+// use attaches a volume here if need be and counts one more use of it until
+// leave is called.
+func (m *Manager) use(ctx context.Context, d pool.Volume, peer string) (v *Volume, leave func(), err error) {
 	for {
 		a, err := m.attached(ctx, d, claim{})
 		if err != nil {
@@ -171,15 +192,14 @@ func (m *Manager) Open(ctx context.Context, name, peer string) (target.Session, 
 		a.sessions++
 		a.clients[peer]++
 		m.mu.Unlock()
-		s := &session{Volume: a.vol, close: func() {
+		return a.vol, func() {
 			m.mu.Lock()
 			a.sessions--
 			if a.clients[peer]--; a.clients[peer] <= 0 {
 				delete(a.clients, peer)
 			}
 			m.mu.Unlock()
-		}}
-		return s, a.vol.Gone(), nil
+		}, nil
 	}
 }
 
@@ -344,6 +364,9 @@ func (m *Manager) volumeConfig(d pool.Volume) Config {
 	c := Config{
 		ID: d.ID, Name: d.Name, Size: d.Size, BlockSize: d.BlockSize, Replicas: d.Replicas,
 		Extents: m.cfg.Extents, View: m.cfg.View, Log: m.cfg.Log, WriteCache: WriteCache(d.WriteCache), Pace: m.pace,
+		Publish: func(ctx context.Context, list []SnapshotInfo, revision uint64) error {
+			return m.publish(ctx, d.ID, list, revision)
+		},
 	}
 	if m.cfg.Tune != nil {
 		m.cfg.Tune(&c)
@@ -477,7 +500,7 @@ func (m *Manager) handleRelease(_ context.Context, from ident.NodeID, body []byt
 		m.mu.Unlock()
 		return json.Marshal(releaseAnswer{Released: true})
 	}
-	if a.vol == nil && !req.Takeover {
+	if (a.vol == nil || a.changing > 0) && !req.Takeover {
 		m.mu.Unlock()
 		return json.Marshal(releaseAnswer{Attaching: true})
 	}

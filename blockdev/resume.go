@@ -28,6 +28,9 @@ type known struct {
 // the earlier sessions' Close is waiting for the last of their operations.
 // Those that another node holds end with its attachment: its ballot is fenced.
 func (m *Manager) Resume(ctx context.Context, name, peer string, c target.Client) (target.Session, <-chan struct{}, error) {
+	if isSnapshot(name) { // nothing of an earlier session can land on it
+		return m.openSnapshot(ctx, name, peer)
+	}
 	d, err := m.find(name)
 	if err != nil {
 		return nil, nil, err

@@ -18,6 +18,9 @@ import (
 // leaves it out. Either costs what any checkpoint of the tail costs, whatever
 // the size of the volume.
 
+// publishMax bounds one try to have the catalog show the snapshots.
+const publishMax = 10 * time.Second
+
 // snapshot is one that this volume has.
 type snapshot struct {
 	extentmap.Snapshot
@@ -34,15 +37,15 @@ func (v *Volume) newSnapshot(x extentmap.Snapshot) *snapshot {
 
 // SnapshotInfo describes a snapshot.
 type SnapshotInfo struct {
-	Name    string
-	Size    int64 // of the volume at the time, in bytes
-	Created time.Time
+	Name    string    `json:"name"`
+	Size    int64     `json:"size"` // of the volume at the time, in bytes
+	Created time.Time `json:"created"`
 	// OwnBytes is about what deleting it alone would give back of one copy: its
 	// share of the extents that hold blocks which nothing else has.
-	OwnBytes int64
+	OwnBytes int64 `json:"own_bytes"`
 }
 
-// Snapshots describes the snapshots, oldest first, and their revision: the
+// SnapshotInfos describes the snapshots, oldest first, and their revision: the
 // number of creations and deletions that there were.
 func (v *Volume) SnapshotInfos() (list []SnapshotInfo, revision uint64) {
 	v.mu.RLock()
@@ -229,6 +232,8 @@ func (v *Volume) publishSnapshots(ctx context.Context) error {
 	if v.cfg.Publish == nil {
 		return nil
 	}
+	ctx, cancel := context.WithTimeout(ctx, publishMax)
+	defer cancel()
 	list, revision := v.SnapshotInfos()
 	return v.cfg.Publish(ctx, list, revision)
 }

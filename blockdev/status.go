@@ -30,6 +30,10 @@ type Status struct {
 	RepairBytes   int64 // their encoded size
 	RepairRate    int64 // bytes per second, lately; 0 if not known
 	RepairPaused  bool
+	Snapshots     int
+	// SnapshotBytes is about what deleting all snapshots would give back: the
+	// blocks that only they keep, at the mean stored size of this volume's blocks.
+	SnapshotBytes int64
 }
 
 // Status describes the volume now.
@@ -53,8 +57,14 @@ func (v *Volume) Status() Status {
 		}
 	}
 	s.Quorum = in*2 > s.Voters
-	_, _, s.LiveBlocks, s.StoredBytes = v.table.Stats()
+	_, blocks, live, stored := v.table.Stats()
+	held := v.table.Held()
+	s.LiveBlocks, s.StoredBytes = live-held, stored
+	if blocks > 0 {
+		s.SnapshotBytes = int64(float64(stored) / float64(blocks) * float64(held))
+	}
 	v.mu.RLock()
+	s.Snapshots = len(v.snaps)
 	s.TailBytes = v.active.Bytes()
 	if v.frozen != nil {
 		s.TailBytes += v.frozen.Bytes()

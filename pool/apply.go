@@ -60,6 +60,9 @@ func apply(s *State, c Command) error {
 	if c.ResizeVolume != nil {
 		do = append(do, func() error { return resizeVolume(s, *c.ResizeVolume) })
 	}
+	if c.SetSnapshots != nil {
+		do = append(do, func() error { return setSnapshots(s, *c.SetSnapshots) })
+	}
 	if c.Swept != nil {
 		do = append(do, func() error { return swept(s, *c.Swept) })
 	}

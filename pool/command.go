@@ -22,6 +22,7 @@ type Command struct {
 	CreateVolume *Volume         `json:"create_volume,omitempty"`
 	DeleteVolume *VolumeDeletion `json:"delete_volume,omitempty"`
 	ResizeVolume *VolumeGrowth   `json:"resize_volume,omitempty"`
+	SetSnapshots *SnapshotList   `json:"set_snapshots,omitempty"`
 	Swept        *Swept          `json:"swept,omitempty"`
 	PutSetting   *SettingChange  `json:"put_setting,omitempty"`
 	// Refresh changes nothing: see Pool.Refresh.

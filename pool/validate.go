@@ -139,6 +139,9 @@ func checkVolume(s *State, v *Volume) error {
 	if v.Created < 0 {
 		return invalid(op, v.Name, "created at %d: a time is not negative", v.Created)
 	}
+	if len(v.Snapshots) > 0 || v.SnapshotRevision != 0 {
+		return invalid(op, v.Name, "a new volume has no snapshots")
+	}
 	return checkVoters(s, op, v)
 }
 

@@ -8,7 +8,7 @@ go build -o bin/tally ./test/tally
 
 units=$(go list ./... | grep -v "^$module/test/" | grep -v "^$module/deploy/")
 tools="./test/tally ./test/ledger ./test/nbdclient"
-rigs="./test/postgres ./test/failure ./test/failover ./test/space ./test/input ./test/idle"
+rigs="./test/postgres ./test/failure ./test/failover ./test/snapshot ./test/space ./test/input ./test/idle"
 
 mutated() { git ls-files '*_test.go' | xargs grep -lE '^func Test[A-Za-z]*Mutat' | xargs -r -n1 dirname | sort -u | sed 's|^|./|'; }
 

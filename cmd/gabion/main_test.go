@@ -143,7 +143,7 @@ func fixedVolumes() []control.Volume {
 		{ID: ident.VolumeID{0x11}, Name: "pg", SizeBytes: 10 << 30, UsedBytes: 1 << 30, BlockSize: 4096,
 			WriteCache: "quorum", ReplicasWanted: 3, ReplicasPresent: 1, Holder: "n1",
 			Clients: []string{"127.0.0.1:4000"}, Epoch: 2, Health: control.HealthDegraded, HealthDetail: "1 of 3",
-			LogBytes: 12 << 20, CheckpointAgeSeconds: 61, CreatedUnixSeconds: 1_700_000_000},
+			Snapshots: 2, SnapshotBytes: 300 << 20, LogBytes: 12 << 20, CheckpointAgeSeconds: 61, CreatedUnixSeconds: 1_700_000_000},
 		{ID: ident.VolumeID{0x22}, Name: "scratch\x1b[31m", SizeBytes: 512, BlockSize: 512, WriteCache: "quorum",
 			ReplicasWanted: 1, ReplicasPresent: 1, Health: control.HealthOK, CheckpointAgeSeconds: -1},
 	}

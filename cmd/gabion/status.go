@@ -97,10 +97,10 @@ func nodeState(n control.Node) string {
 }
 
 func writeVolumes(w io.Writer, vs []control.Volume) error {
-	t := newTable(w, "VOLUME", "SIZE", "USED", "HEALTH", "HOLDER", "CLIENTS", "LOG", "CHECKPOINT")
+	t := newTable(w, "VOLUME", "SIZE", "USED", "HEALTH", "HOLDER", "CLIENTS", "SNAPSHOTS", "LOG", "CHECKPOINT")
 	for _, v := range vs {
 		t.row(v.Name, sizeText(v.SizeBytes), sizeText(v.UsedBytes), v.HealthText(), orDash(v.Holder),
-			fmt.Sprint(len(v.Clients)), sizeText(v.LogBytes), ageText(v.CheckpointAgeSeconds))
+			fmt.Sprint(len(v.Clients)), snapshotsText(&v), sizeText(v.LogBytes), ageText(v.CheckpointAgeSeconds))
 	}
 	return t.flush()
 }

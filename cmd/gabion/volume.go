@@ -21,7 +21,8 @@ func (a *app) volumeCmd() *cobra.Command {
 		RunE:  group,
 	}
 	c.AddCommand(a.volumeCreateCmd(), a.volumeListCmd(), a.volumeShowCmd(), a.volumeResizeCmd(),
-		a.volumeAttachCmd(), a.volumeDeleteCmd(), a.exportCmd("export", "Show or set who may use a volume over iSCSI", "NAME"))
+		a.volumeAttachCmd(), a.volumeDeleteCmd(), a.snapshotCmd(),
+		a.exportCmd("export", "Show or set who may use a volume over iSCSI", "NAME"))
 	return c
 }
 
@@ -76,6 +77,7 @@ func writeVolume(w io.Writer, v *control.Volume) error {
 		{"holder", orDash(v.Holder)},
 		{"clients", orDash(strings.Join(v.Clients, ", "))},
 		{"epoch", fmt.Sprint(v.Epoch)},
+		{"snapshots", snapshotsText(v)},
 		{"log", sizeText(v.LogBytes)},
 		{"checkpoint", checkpointText(v.CheckpointAgeSeconds)},
 		{"created", time.Unix(v.CreatedUnixSeconds, 0).UTC().Format(time.RFC3339)},

@@ -12,6 +12,7 @@
 //	DELETE /v1/volumes/NAME
 //	POST   /v1/volumes/NAME/resize    resizeRequest -> Volume
 //	POST   /v1/volumes/NAME/attach    attachRequest -> Volume
+//	...    /v1/volumes/NAME/snapshots see Snapshots
 //	GET    /v1/volumes/NAME/export    Export
 //	POST   /v1/volumes/NAME/export    SetExport -> Export
 //	GET    /v1/pool/discovery         Export
@@ -71,6 +72,7 @@ type Daemon interface {
 	// DeleteVolume returns once the deletion is recorded durably. Space is
 	// given back afterwards, in the background.
 	DeleteVolume(ctx context.Context, name string) error
+	Snapshots
 	// AttachVolume makes this node the holder of the volume. While another
 	// node holds it, takeover decides between Busy and fencing that node.
 	AttachVolume(ctx context.Context, name string, takeover bool) (*Volume, error)
@@ -178,6 +180,11 @@ type Volume struct {
 	// Health, and in words the rest: "1 of 3".
 	Health       Health `json:"health"`
 	HealthDetail string `json:"health_detail"`
+	// Snapshots counts them. SnapshotBytes is about what deleting all of them
+	// would give back of one copy: the blocks that only snapshots keep, at the mean
+	// stored size of the volume's blocks; 0 when not known.
+	Snapshots     int   `json:"snapshots"`
+	SnapshotBytes int64 `json:"snapshot_bytes"`
 	// LogBytes is the log tail since the last checkpoint.
 	LogBytes int64 `json:"log_bytes"`
 	// CheckpointAgeSeconds is -1 when not known (not attached).

@@ -95,6 +95,7 @@ func Handler(d Daemon, log *slog.Logger) http.Handler {
 			v, err := d.AttachVolume(r.Context(), r.PathValue("name"), q.Takeover)
 			return tidied(v, err)
 		})
+	handleSnapshots(mux, log, d)
 	handleExports(mux, log, d)
 	handleNodes(mux, log, d)
 	return mux

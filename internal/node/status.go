@@ -69,7 +69,7 @@ func (n *Node) held(v *blockdev.Volume, sessions int) control.Volume {
 		ID: s.ID, Name: s.Name, SizeBytes: v.Size(), BlockSize: v.BlockSize(), UsedBytes: s.StoredBytes,
 		ReplicasWanted: s.Replicas, ReplicasPresent: s.Present, Holder: n.name, Epoch: s.Epoch,
 		LogBytes: s.TailBytes, CheckpointAgeSeconds: s.CheckpointAge.Seconds(),
-		Clients: n.Manager.Clients(s.ID),
+		Clients: n.Manager.Clients(s.ID), Snapshots: s.Snapshots, SnapshotBytes: s.SnapshotBytes,
 	}
 	if d, ok := n.Pool.State().Volume(s.ID); ok {
 		out.SizeBytes, out.WriteCache, out.CreatedUnixSeconds = d.Size, d.WriteCache, d.Created
@@ -107,7 +107,7 @@ func setHealth(v *control.Volume, present, wanted int, quorum bool) {
 func (n *Node) unheld(d pool.Volume) control.Volume {
 	out := control.Volume{
 		ID: d.ID, Name: d.Name, SizeBytes: d.Size, BlockSize: d.BlockSize, ReplicasWanted: d.Replicas,
-		WriteCache: d.WriteCache, CheckpointAgeSeconds: -1, CreatedUnixSeconds: d.Created,
+		WriteCache: d.WriteCache, CheckpointAgeSeconds: -1, CreatedUnixSeconds: d.Created, Snapshots: len(d.Snapshots),
 	}
 	members := d.Voters
 	if g, ok := n.Acceptors.Group(ident.MapBlock(d.ID)); ok {

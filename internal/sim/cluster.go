@@ -36,7 +36,8 @@ const (
 	lanes         = 16
 )
 
-// Cluster is a pool of n nodes with one brick each and a fixed catalog.
+// Cluster is a pool of n nodes with one brick each and a catalog that all of them
+// see at once; State is the one it begins with.
 type Cluster struct {
 	Net   *link.Memory
 	State *pool.State
@@ -44,6 +45,8 @@ type Cluster struct {
 	Log   *slog.Logger
 	Tune  func(*blockdev.Config)
 	rng   *rand.Rand
+
+	catalog catalog
 }
 
 // Node is one simulated node: a disk that outlives it and, while it runs, its parts.
@@ -157,7 +160,7 @@ func (n *Node) open() error {
 	n.Store.AddBrick(n.brick)
 	n.Manager = blockdev.NewManager(blockdev.ManagerConfig{
 		Self: n.ID, Boot: n.boot, Transport: n.link, Acceptors: n.Acc, Extents: n.Store, View: n.View,
-		Catalog: func() *pool.State { return n.c.State }, Log: n.c.Log, Tune: n.c.Tune,
+		Catalog: n.c.present, Publish: n.c.publish, Log: n.c.Log, Tune: n.c.Tune,
 	})
 	return nil
 }

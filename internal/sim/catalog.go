@@ -1,0 +1,46 @@
+package sim
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+
+	"github.com/gabion-storage/gabion/pool"
+)
+
+// catalog stands for the pool block: one state for all nodes, changed by
+// commands, or a refusal.
+type catalog struct {
+	mu     sync.Mutex
+	state  atomic.Pointer[pool.State] // nil while it is the Cluster's State
+	refuse error
+}
+
+// present is the pool's state as every node sees it.
+func (c *Cluster) present() *pool.State {
+	if s := c.catalog.state.Load(); s != nil {
+		return s
+	}
+	return c.State
+}
+
+// Refuse has the catalog answer every command with err, until it is nil again.
+func (c *Cluster) Refuse(err error) {
+	c.catalog.mu.Lock()
+	defer c.catalog.mu.Unlock()
+	c.catalog.refuse = err
+}
+
+func (c *Cluster) publish(_ context.Context, cmd pool.Command) error {
+	c.catalog.mu.Lock()
+	defer c.catalog.mu.Unlock()
+	if c.catalog.refuse != nil {
+		return c.catalog.refuse
+	}
+	s := c.present().Clone()
+	if err := pool.Apply(s, cmd); err != nil {
+		return err
+	}
+	c.catalog.state.Store(s)
+	return nil
+}
