@@ -149,6 +149,7 @@ func (c *Command) vital(page byte) {
 // blockLimits fills the block limits page.
 func (lu *LU) blockLimits(b []byte) {
 	_, block := lu.capacity()
+	b[4] = 1 // WSNZ
 	b[5] = byte(compareBlocksMax(block))
 	binary.BigEndian.PutUint16(b[6:], uint16(physicalBlock/block))
 	binary.BigEndian.PutUint32(b[8:], uint32(TransferMax/block))

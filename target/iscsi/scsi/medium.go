@@ -56,9 +56,6 @@ func (lu *LU) extent(c *Command, block int) {
 		c.t.lo, c.t.hi = 0, math.MaxInt64
 	default:
 		lba, blocks := extentOf(c.CDB)
-		if blocks == 0 && c.t.op.out != nil { // WRITE SAME to the end
-			blocks = math.MaxUint32
-		}
 		const most = math.MaxInt64 >> 1
 		c.t.lo = int64(min(lba, most/4096)) * int64(block)
 		c.t.hi = c.t.lo + int64(min(blocks, math.MaxUint32))*int64(block)

@@ -65,6 +65,7 @@ func (c *Command) unmapRanges(p []byte) {
 func writeSame(c *Command) {
 	flags := c.CDB[1]
 	noData := c.CDB[0] == 0x93 && flags&1 != 0 // NDOB
+	_, blocks := extentOf(c.CDB)
 	switch {
 	case flags&flagAnchor != 0:
 		c.failField(1, 4)
@@ -75,8 +76,11 @@ func writeSame(c *Command) {
 	case c.CDB[0] == 0x41 && flags&1 != 0: // RELADR, obsolete
 		c.failField(1, 0)
 		return
+	case blocks == 0: // WSNZ
+		c.failField(lengthField(c.CDB), -1)
+		return
 	}
-	off, n, ok := c.same()
+	off, n, ok := c.inside(c.sameMax())
 	if !ok || !c.writable() {
 		return
 	}
@@ -97,26 +101,8 @@ func writeSame(c *Command) {
 	c.lu().pending()
 }
 
-// same is the range of a WRITE SAME; a length of zero means all that follows.
-func (c *Command) same() (off, n int64, ok bool) {
-	block := int64(c.t.dev.BlockSize())
-	lba, blocks := extentOf(c.CDB)
-	if blocks > 0 {
-		return c.inside(writeSameBlocksMax * block)
-	}
-	total := uint64(c.t.dev.Size() / block)
-	switch {
-	case c.CDB[1]&flagProtect != 0:
-		c.failField(1, 7)
-	case lba >= total:
-		c.failRange(lba)
-	case total-lba > writeSameBlocksMax:
-		c.failField(lengthField(c.CDB), -1)
-	default:
-		return int64(lba) * block, int64(total-lba) * block, true
-	}
-	return 0, 0, false
-}
+// sameMax is the longest WRITE SAME in bytes.
+func (c *Command) sameMax() int64 { return writeSameBlocksMax * int64(c.t.dev.BlockSize()) }
 
 func zero(p []byte) bool {
 	for _, b := range p {
@@ -129,7 +115,7 @@ func zero(p []byte) bool {
 
 // repeat writes the block of data-out over and over.
 func repeat(c *Command) {
-	off, n, _ := c.same()
+	off, n, _ := c.inside(c.sameMax())
 	room := scratch.Get().(*[pieceMax]byte)
 	defer scratch.Put(room)
 	block := c.t.dev.BlockSize()
