@@ -107,6 +107,18 @@ func singles() []single {
 			dht(func(d *DHT) uint64 { return d.Gets }), nil},
 		{desc("gabion_dht_corrupt_total", "Copies that did not match their checksum or address."), counter,
 			dht(func(d *DHT) uint64 { return d.Corrupt }), nil},
+		{desc("gabion_dht_hedged_total", "Reads that asked a second holder because the first was slow."), counter,
+			dht(func(d *DHT) uint64 { return d.Hedged }), nil},
+		{desc("gabion_dht_hedges_won_total", "Hedged reads that the second holder answered first."), counter,
+			dht(func(d *DHT) uint64 { return d.HedgesWon }), nil},
+		{desc("gabion_dht_probes_total", "Reads that only ask whether a slow brick still is."), counter,
+			dht(func(d *DHT) uint64 { return d.Probes }), nil},
+		{desc("gabion_dht_repaired_total", "Damaged copies on this node that were replaced."), counter,
+			dht(func(d *DHT) uint64 { return d.Repaired }), nil},
+		{desc("gabion_dht_repairs_failed_total", "Damaged copies on this node that could not be replaced."), counter,
+			dht(func(d *DHT) uint64 { return d.RepairsFailed }), nil},
+		{desc("gabion_dht_missed_total", "Copies that successful puts left out."), counter,
+			dht(func(d *DHT) uint64 { return d.Missed }), nil},
 	}
 }
 
@@ -151,7 +163,13 @@ func brickMetrics() []perBrick {
 			func(b *Brick) float64 { return float64(b.TotalBytes) }},
 		{brick("gabion_brick_journal_live_bytes", "Part of the journal that is still needed."),
 			func(b *Brick) float64 { return float64(b.JournalLiveBytes) }},
-		{brick("gabion_brick_broken", "1 after a write or sync failed: the brick is out of use until the node restarts."),
+		{brick("gabion_brick_scrub_last_seconds", "Unix time at which the last whole scrub ended; 0 if none did."),
+			func(b *Brick) float64 { return float64(b.ScrubLastUnixSeconds) }},
+		{brick("gabion_brick_scrub_damaged", "Damaged places that the running or else the last scrub found."),
+			func(b *Brick) float64 { return float64(b.ScrubDamaged) }},
+		{brick("gabion_brick_scrub_repaired", "Of them, those that were repaired."),
+			func(b *Brick) float64 { return float64(b.ScrubRepaired) }},
+		{brick("gabion_brick_broken", "1 if the brick is set aside: its disk failed, stalled or lied."),
 			func(b *Brick) float64 {
 				if b.Broken {
 					return 1

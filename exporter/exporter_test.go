@@ -35,10 +35,12 @@ func fullSources() Sources {
 		},
 		Bricks: func() []Brick {
 			return []Brick{{ID: ident.BrickID{0xb1}, Path: "/d\xff", UsedBytes: 1, FreeBytes: 2, TotalBytes: 3,
-				JournalLiveBytes: 4, Broken: true}}
+				JournalLiveBytes: 4, Broken: true, ScrubLastUnixSeconds: 5, ScrubDamaged: 6, ScrubRepaired: 7}}
 		},
 		Link: func() Link { return Link{SentBytes: 8, ReceivedBytes: 9, Peers: 2} },
-		DHT:  func() DHT { return DHT{Puts: 11, Gets: 12, Corrupt: 13} },
+		DHT: func() DHT {
+			return DHT{Puts: 11, Gets: 12, Corrupt: 13, Hedged: 14, HedgesWon: 15, Probes: 16, Repaired: 17, RepairsFailed: 18, Missed: 19}
+		},
 	}
 }
 
@@ -95,7 +97,7 @@ gabion_blockdev_replicas_present{volume="pg"} 1
 # HELP gabion_blockdev_log_bytes Log tail since the last checkpoint.
 # TYPE gabion_blockdev_log_bytes gauge
 gabion_blockdev_log_bytes{volume="pg"} 6
-# HELP gabion_brick_broken 1 after a write or sync failed: the brick is out of use until the node restarts.
+# HELP gabion_brick_broken 1 if the brick is set aside: its disk failed, stalled or lied.
 # TYPE gabion_brick_broken gauge
 gabion_brick_broken{brick="b1000000",path="/d?"} 1
 # HELP gabion_link_bytes_total Bytes on the links between nodes.

@@ -49,7 +49,13 @@ type Brick struct {
 	Path                             string
 	UsedBytes, FreeBytes, TotalBytes int64
 	JournalLiveBytes                 int64
-	Broken                           bool
+	// Broken: it is set aside.
+	Broken bool
+	// ScrubLastUnixSeconds is when the last whole scrub ended, 0 if none did.
+	// Damaged and Repaired are what the scrub that runs, or else the last one,
+	// has found.
+	ScrubLastUnixSeconds        int64
+	ScrubDamaged, ScrubRepaired int64
 }
 
 // Link counts the bytes of the links between nodes, frames included.
@@ -65,4 +71,11 @@ type DHT struct {
 	// Corrupt counts copies whose bytes did not match their address or
 	// checksum. Another copy was read instead if there was one.
 	Corrupt uint64
+	// Hedged counts reads that asked a second holder because the first was slow,
+	// HedgesWon those that the second one answered, Probes reads that only saw
+	// whether a slow brick still is.
+	Hedged, HedgesWon, Probes uint64
+	// Repaired and RepairsFailed count damaged copies on this node, Missed the
+	// copies that successful puts left out.
+	Repaired, RepairsFailed, Missed uint64
 }

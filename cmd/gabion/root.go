@@ -56,7 +56,7 @@ in its directory (--dir). Exit codes: 0 done, 1 failed, 2 wrong command line.`,
 	// A group has no action of its own to show.
 	root.SetUsageTemplate(strings.Replace(root.UsageTemplate(),
 		"{{if .Runnable}}", "{{if and .Runnable (not .HasAvailableSubCommands)}}", 1))
-	root.AddCommand(a.nodeCmd(), a.poolCmd(), a.volumeCmd(), a.statusCmd(), a.versionCmd(),
+	root.AddCommand(a.nodeCmd(), a.poolCmd(), a.volumeCmd(), a.brickCmd(), a.scrubCmd(), a.statusCmd(), a.versionCmd(),
 		a.attachCmd(), a.detachCmd())
 	return root
 }

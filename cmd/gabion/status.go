@@ -62,12 +62,15 @@ func writePool(w io.Writer, s *control.Status) error {
 		return err
 	}
 	if len(s.Bricks) > 0 {
-		t = newTable(w, "", "BRICK", "NODE", "STATE", "USED", "FREE", "TOTAL", "JOURNAL", "PATH")
+		t = newTable(w, "", "BRICK", "NODE", "STATE", "USED", "FREE", "TOTAL", "JOURNAL", "SCRUB", "PATH")
 		for _, b := range s.Bricks {
 			t.row(b.ID.Short(), b.Node, b.State, sizeText(b.UsedBytes), sizeText(b.FreeBytes), sizeText(b.TotalBytes),
-				sizeText(b.JournalBytes), b.Path)
+				sizeText(b.JournalBytes), scrubText(b.Scrub), b.Path)
 		}
 		if err := t.flush(); err != nil {
+			return err
+		}
+		if err := writeAside(w, s.Bricks); err != nil {
 			return err
 		}
 	}

@@ -89,6 +89,7 @@ func (c *Config) complete() error {
 type Brick struct {
 	core      *core
 	identity  identity
+	capacity  int64
 	journal   *Journal
 	extents   *extents
 	stable    *guardedStable
@@ -173,12 +174,13 @@ func newCore(cfg Config, id ident.BrickID) *core {
 
 // start opens journal and extents.
 func (b *Brick) start(cfg Config) error {
+	_, total, err := cfg.FS.Free()
+	if err != nil {
+		return err
+	}
+	b.capacity = total
 	reserve := cfg.Reserve
 	if reserve == 0 {
-		_, total, err := cfg.FS.Free()
-		if err != nil {
-			return err
-		}
 		reserve = max(defaultReserve, total/100)
 	}
 	b.extents = newExtents(b.core, cfg.ExtentSegmentSize, max(0, reserve))
@@ -248,6 +250,12 @@ func (b *Brick) Journal() *Journal { return b.journal }
 // brick.
 func (b *Brick) Stable() Stable { return b.stable }
 
+// Capacity is the size of the disk when the brick was opened, in bytes.
+func (b *Brick) Capacity() int64 { return b.capacity }
+
+// Hung tells whether the brick is broken because its disk does not answer.
+func (b *Brick) Hung() bool { return b.core.hung.Load() }
+
 // Broken is why the brick answers nothing but reads of extents any more, nil
 // while it works.
 func (b *Brick) Broken() error {
@@ -284,7 +292,11 @@ const (
 
 // Usage asks the disk.
 func (b *Brick) Usage() Usage {
-	free, total, err := b.core.fs.Free()
+	var free, total int64
+	err := b.core.down()
+	if !b.core.hung.Load() {
+		free, total, err = b.core.fs.Free()
+	}
 	u := Usage{Total: total, Free: free, Reserve: b.extents.reserve, State: StateOK}
 	if err == nil && free <= u.Reserve {
 		u.State = StateFull

@@ -44,7 +44,6 @@ type Journal struct {
 	spares   []*jseg      // free, ready for use
 	retiring []*jseg      // trimmed, ascending; the keeper turns them into spares
 	borrowed int          // spares whose headers are being verified
-	sealed   bool         // the active segment takes no further record
 	check    *headerCheck // for the keeper
 	noSpare  error        // why the keeper could not make a spare; NoSpace
 	dirty    []*jseg      // written since their last sync
@@ -130,7 +129,7 @@ func (j *Journal) append(n int, bufs [][]byte) (Pos, error) {
 		if err := j.usable(); err != nil {
 			return 0, err
 		}
-		if j.active().fits(j.next, size) && !j.sealed {
+		if j.active().fits(j.next, size) {
 			break
 		}
 		if err := j.roll(); err != nil {
@@ -178,7 +177,6 @@ func (j *Journal) roll() error {
 	s := j.spares[0]
 	j.spares = append(j.spares[:0], j.spares[1:]...)
 	j.active().end = j.next
-	j.sealed = false
 	j.seq++
 	s.begin(j.seq, j.next, j.synced)
 	j.segs = append(j.segs, s)

@@ -44,8 +44,8 @@ func (s *scrub) checkSegment(seg durableRun) error {
 	if err == nil {
 		err = fault.Newf(fault.Corrupt, "brick.scrub", seg.name, "the record at position %d (byte %d) is damaged", stop, scan.offset(stop))
 	}
-	end := s.journal.sealUpTo(seg.first)
-	if s.cfg.Journal == nil || !s.cfg.Journal(end, err) {
+	end, serr := s.journal.endOf(seg.first)
+	if serr != nil || s.cfg.Journal == nil || !s.cfg.Journal(end, err) || !s.journal.isGone(seg.first) {
 		return s.fatal(name, err)
 	}
 	s.found(name, true, err)
@@ -83,22 +83,32 @@ func (j *Journal) isGone(first Pos) bool {
 	return first < j.oldest()
 }
 
-// sealUpTo makes the segment that began at first take no further record, and
-// returns where it ends: trimming to there gives it back once the next record
-// has been appended.
-func (j *Journal) sealUpTo(first Pos) Pos {
+// endOf returns where the segment that began at first ends: trimming to there
+// gives it back. The active one is ended first.
+func (j *Journal) endOf(first Pos) (Pos, error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	for _, s := range j.segs {
-		if s.h.first == first && s.end > 0 {
-			return s.end
+	for j.active().h.first == first {
+		if err := j.usable(); err != nil {
+			return 0, err
+		}
+		if err := j.roll(); err != nil {
+			return 0, err
+		}
+		if j.active().h.first == first {
+			continue // it waited for a spare
+		}
+		// An empty frame takes the header of the new segment along to the disk.
+		if _, err := j.append(0, nil); err != nil {
+			return 0, err
 		}
 	}
-	if j.active().h.first == first && j.next > first {
-		j.sealed = true
-		return j.next
+	for _, s := range j.segs {
+		if s.h.first == first {
+			return s.end, nil
+		}
 	}
-	return j.oldest()
+	return j.oldest(), nil
 }
 
 // headerCheck asks the keeper, who owns the headers, to verify them.

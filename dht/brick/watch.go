@@ -16,7 +16,7 @@ const StallMaxDefault = 30 * time.Second
 // max. Safe for concurrent use.
 type watch struct {
 	max     time.Duration
-	stalled func(op, name string, d time.Duration) // called without locks
+	stalled func(op, name string, d time.Duration) // called without locks; nil: nobody cares
 
 	mu    sync.Mutex
 	ops   []watched // slots; one without op is free
@@ -90,7 +90,9 @@ func (w *watch) look() {
 	w.over = true // once is enough: the brick is broken
 	w.armed = false
 	w.mu.Unlock()
-	w.stalled(oldest.op, oldest.name, d)
+	if w.stalled != nil {
+		w.stalled(oldest.op, oldest.name, d)
+	}
 }
 
 // stop ends the watch.

@@ -77,6 +77,7 @@ type Daemon interface {
 	// node holds it, takeover decides between Busy and fencing that node.
 	AttachVolume(ctx context.Context, name string, takeover bool) (*Volume, error)
 	Exporter
+	Bricks
 	Nodes
 }
 
@@ -138,8 +139,13 @@ type Brick struct {
 	TotalBytes int64 `json:"total_bytes"`
 	// JournalBytes is the live part of the journal.
 	JournalBytes int64 `json:"journal_bytes"`
-	// State is ok, full or broken.
+	// State is ok, full or aside: broken, and not used until an operator says so.
 	State string `json:"state"`
+	// Reason and SinceUnixSeconds say why and since when it is aside.
+	Reason           string `json:"reason,omitempty"`
+	SinceUnixSeconds int64  `json:"since_unix_seconds,omitempty"`
+	// Scrub is how its verification stands; absent for a brick that is aside.
+	Scrub *Scrub `json:"scrub,omitempty"`
 }
 
 // Health says in one word what a volume's user can expect.

@@ -106,6 +106,22 @@ func sampleExport() *Export {
 	return &Export{Volume: "pg", Target: "iqn.x:pg", Portals: []string{"a:3260"}, Initiators: []string{"iqn.y"}, CHAPUser: "u", MutualUser: "m"}
 }
 
+func (d *recorder) StartScrub(ctx context.Context, q StartScrub) error {
+	return d.note(ctx, "scrub %+v", q)
+}
+
+func (d *recorder) ScrubSettings(ctx context.Context, q ScrubSettings) error {
+	return d.note(ctx, "scrub set %+v", q)
+}
+
+func (d *recorder) ForgetBrick(ctx context.Context, brick string) error {
+	return d.note(ctx, "forget %s", brick)
+}
+
+func (d *recorder) ReadmitBrick(ctx context.Context, brick string) error {
+	return d.note(ctx, "readmit %s", brick)
+}
+
 func discard() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)) }
 
 // serve runs d in dir until the test ends and returns its client.

@@ -98,6 +98,7 @@ func Handler(d Daemon, log *slog.Logger) http.Handler {
 	handleSnapshots(mux, log, d)
 	handleExports(mux, log, d)
 	handleNodes(mux, log, d)
+	handleBricks(mux, log, d)
 	return mux
 }
 

@@ -32,6 +32,10 @@ type CoreConfig struct {
 	Boot      uint64
 	Transport link.Transport
 	Bricks    []*brick.Brick
+	// BrickInfos is what the pool is to know of this node's bricks; nil: Bricks,
+	// leaving once they are broken.
+	BrickInfos func() []overlay.BrickInfo
+	Scrub      ScrubSettings
 	// StateFile keeps the pool's state between runs.
 	StateFile pool.File
 	// First: this node makes the pool.
@@ -60,6 +64,8 @@ type Core struct {
 	cancel   context.CancelFunc
 	wg       sync.WaitGroup
 	resigned atomic.Bool   // this node is being drained
+	changed  chan struct{} // this node's record may not be true any more
+	scrubs   scrubs
 	events   chan struct{} // something changed that maintenance may care about
 	swept    map[ident.VolumeID]bool
 	mended   map[ident.VolumeID]uint64 // lane table version at which a volume was last found complete
@@ -68,7 +74,7 @@ type Core struct {
 // NewCore builds the parts and registers their handlers. Nothing runs yet.
 func NewCore(cfg CoreConfig) (*Core, error) {
 	ctx, cancel := context.WithCancel(context.Background())
-	c := &Core{cfg: cfg, Self: cfg.Transport.Self(), ctx: ctx, cancel: cancel, events: make(chan struct{}, 1), swept: map[ident.VolumeID]bool{}, mended: map[ident.VolumeID]uint64{}}
+	c := &Core{cfg: cfg, Self: cfg.Transport.Self(), ctx: ctx, cancel: cancel, events: make(chan struct{}, 1), changed: make(chan struct{}, 1), swept: map[ident.VolumeID]bool{}, mended: map[ident.VolumeID]uint64{}}
 	kc := cfg.Kouncil
 	kc.Transport, kc.Boot, kc.Log = cfg.Transport, cfg.Boot, cfg.Log
 	kc.Payload, kc.OnPayload = c.pingPayload, c.onPing
@@ -76,7 +82,10 @@ func NewCore(cfg CoreConfig) (*Core, error) {
 	c.Acceptors = quorum.NewAcceptors(quorum.AcceptorsConfig{Transport: cfg.Transport, HolderMayLive: c.View.HolderMayLive, Log: cfg.Log})
 	c.Extents = dht.New(dht.Config{Transport: cfg.Transport, View: c.View, Log: cfg.Log})
 	for _, b := range cfg.Bricks {
-		if err := c.Acceptors.AddBrick(b.ID(), quorum.JournalOf(b.Journal()), b.Stable()); err != nil {
+		err := c.Acceptors.AddBrick(b.ID(), quorum.JournalOf(b.Journal()), b.Stable())
+		if fault.Is(err, fault.Corrupt) {
+			b.SetAside(err) // what it has of extents is still good
+		} else if err != nil {
 			cancel()
 			return nil, err
 		}
@@ -121,6 +130,7 @@ func (c *Core) Start(ctx context.Context) error {
 	}
 	c.wg.Go(func() { c.Pool.Run(c.ctx) })
 	c.wg.Go(c.announce)
+	c.startScrubs()
 	c.wg.Go(c.care)
 	return nil
 }
@@ -136,15 +146,56 @@ func (c *Core) Close() {
 // record is this node's entry in the pool's state.
 func (c *Core) record() pool.NodeRecord {
 	r := pool.NodeRecord{ID: c.Self, Name: c.cfg.Name, Addr: c.cfg.Addr, Labels: c.cfg.Labels, Witness: c.cfg.Witness}
+	if c.cfg.BrickInfos != nil {
+		r.Bricks = c.cfg.BrickInfos()
+		return r
+	}
 	for _, b := range c.cfg.Bricks {
-		total := b.Usage().Total
-		r.Bricks = append(r.Bricks, overlay.BrickInfo{ID: b.ID(), Capacity: total, Weight: uint64(max(total>>20, 1))})
+		r.Bricks = append(r.Bricks, infoOf(b))
 	}
 	return r
 }
 
-// announce keeps this node's record true: it submits it until the pool has it.
+// infoOf is what the pool is to know of a brick.
+func infoOf(b *brick.Brick) overlay.BrickInfo {
+	total := b.Capacity()
+	return overlay.BrickInfo{ID: b.ID(), Capacity: total, Weight: uint64(max(total>>20, 1)), Leaving: b.Broken() != nil}
+}
+
+// BrickBroke takes a brick of this node out of use, after it broke: the pool is
+// told, so that data and votes move elsewhere. What can still be read of it is
+// a last resort, unless its disk hangs.
+func (c *Core) BrickBroke(id ident.BrickID) {
+	for _, b := range c.cfg.Bricks {
+		if b.ID() == id && b.Hung() {
+			c.Extents.SetBrickDown(id)
+		}
+	}
+	c.Reannounce()
+}
+
+// Reannounce has this node's record in the pool compared with what is.
+func (c *Core) Reannounce() {
+	select {
+	case c.changed <- struct{}{}:
+	default:
+	}
+}
+
+// announce keeps this node's record true.
 func (c *Core) announce() {
+	for {
+		c.announceNow()
+		select {
+		case <-c.ctx.Done():
+			return
+		case <-c.changed:
+		}
+	}
+}
+
+// announceNow submits this node's record until the pool has it.
+func (c *Core) announceNow() {
 	for c.ctx.Err() == nil {
 		if c.Pool.State().SameNode(c.record()) {
 			return

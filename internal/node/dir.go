@@ -39,16 +39,18 @@ const (
 
 // memory is what a node remembers of itself between runs.
 type memory struct {
-	Name   string   `json:"name"`
-	Listen string   `json:"listen"` // last address, so that port 0 stays where it was
-	NBD    string   `json:"nbd"`
-	ISCSI  string   `json:"iscsi,omitempty"`
-	HTTP   string   `json:"http"`
-	Zone   string   `json:"zone,omitempty"`
-	Rack   string   `json:"rack,omitempty"`
-	Bricks []string `json:"bricks"`
-	Pool   string   `json:"pool"`
-	Joined bool     `json:"joined"` // it did not make the pool
+	Name   string        `json:"name"`
+	Listen string        `json:"listen"` // last address, so that port 0 stays where it was
+	NBD    string        `json:"nbd"`
+	ISCSI  string        `json:"iscsi,omitempty"`
+	HTTP   string        `json:"http"`
+	Zone   string        `json:"zone,omitempty"`
+	Rack   string        `json:"rack,omitempty"`
+	Bricks []string      `json:"bricks"`
+	Aside  []asideBrick  `json:"aside,omitempty"`
+	Scrub  ScrubSettings `json:"scrub"`
+	Pool   string        `json:"pool"`
+	Joined bool          `json:"joined"` // it did not make the pool
 	// Seeds are the nodes that were there when it joined.
 	Seeds []pki.Seed `json:"seeds,omitempty"`
 }

@@ -1,7 +1,6 @@
 package node
 
 import (
-	"github.com/gabion-storage/gabion/dht/brick"
 	"github.com/gabion-storage/gabion/exporter"
 	"github.com/gabion-storage/gabion/overlay"
 )
@@ -41,11 +40,14 @@ func (n *Node) sources() exporter.Sources {
 		},
 		DHT: func() exporter.DHT {
 			var out exporter.DHT
-			for _, h := range n.Extents.Stats().Holders {
+			st := n.Extents.Stats()
+			for _, h := range st.Holders {
 				out.Puts += h.Puts
 				out.Gets += h.Reads
 				out.Corrupt += h.ReadsCorrupt
 			}
+			out.Hedged, out.HedgesWon, out.Probes = st.Hedges, st.HedgesWon, st.Probes
+			out.Repaired, out.RepairsFailed, out.Missed = st.Repaired, st.RepairsFailed, st.MissedPuts
 			return out
 		},
 		Nodes: func() map[string]int {
@@ -77,9 +79,9 @@ func (n *Node) unhealthy() []string {
 		return []string{"the node is starting"}
 	}
 	var out []string
-	for _, b := range n.bricks {
-		if s := b.b.Usage().State; s == brick.StateBroken {
-			out = append(out, "brick "+b.path+" is broken")
+	for _, b := range n.describeBricks() {
+		if b.State == BrickAside {
+			out = append(out, "brick "+b.Path+" is set aside: "+b.Reason)
 		}
 	}
 	if n.View.Isolated() {
@@ -102,12 +104,15 @@ func (n *Node) volumeMetrics() []exporter.Volume {
 
 func (n *Node) brickMetrics() []exporter.Brick {
 	var out []exporter.Brick
-	for _, b := range n.bricks {
-		u := b.b.Usage()
-		out = append(out, exporter.Brick{
-			ID: b.b.ID(), Path: b.path, UsedBytes: u.ExtentStored, FreeBytes: u.Free, TotalBytes: u.Total,
-			JournalLiveBytes: u.JournalLive, Broken: u.State == brick.StateBroken,
-		})
+	for _, b := range n.describeBricks() {
+		x := exporter.Brick{
+			ID: b.ID, Path: b.Path, UsedBytes: b.UsedBytes, FreeBytes: b.FreeBytes, TotalBytes: b.TotalBytes,
+			JournalLiveBytes: b.JournalBytes, Broken: b.State == BrickAside,
+		}
+		if b.Scrub != nil {
+			x.ScrubLastUnixSeconds, x.ScrubDamaged, x.ScrubRepaired = b.Scrub.LastUnixSeconds, b.Scrub.Damaged, b.Scrub.Repaired
+		}
+		out = append(out, x)
 	}
 	return out
 }

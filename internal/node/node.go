@@ -5,12 +5,11 @@ package node
 import (
 	"cmp"
 	"context"
-	"errors"
-	"io/fs"
 	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -21,7 +20,6 @@ import (
 	"github.com/gabion-storage/gabion/internal/ident"
 	"github.com/gabion-storage/gabion/internal/link"
 	"github.com/gabion-storage/gabion/internal/pki"
-	"github.com/gabion-storage/gabion/internal/vfs"
 	"github.com/gabion-storage/gabion/overlay"
 	"github.com/gabion-storage/gabion/target/iscsi"
 	"github.com/gabion-storage/gabion/target/nbd"
@@ -65,16 +63,19 @@ type Node struct {
 	exp     *exporter.Exporter
 	run     run
 	listen  string // address of the mesh
-	broken  chan error
+	core    atomic.Pointer[Core]
+
+	asideMu sync.Mutex // guards bricks, and dir.mem once the bricks are being opened
 }
 
 // Run runs a node until ctx ends. An empty Dir makes a new pool, or joins one;
 // a Dir of earlier resumes it. Errors at the start name what is wrong and
 // change nothing: Busy (directory or port in use), Denied (token, permissions,
 // a brick of another pool), Corrupt (damaged files), Invalid, Unavailable
-// (nobody to join). An error later means that a brick broke and no other is left.
+// (nobody to join). A brick that is damaged, or breaks, is set aside; the node runs
+// on without it, even if it is the only one.
 func Run(ctx context.Context, cfg Config) error {
-	n := &Node{cfg: cfg, broken: make(chan error, 16)}
+	n := &Node{cfg: cfg}
 	if n.cfg.Log == nil {
 		n.cfg.Log = slog.New(slog.DiscardHandler)
 	}
@@ -84,13 +85,9 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 	n.cfg.Log.Info("node ready", "node", n.Self.Short(), "name", n.name, "pool", n.poolID.Short(),
 		"listen", n.run.Listen, "nbd", n.run.NBD, "iscsi", n.run.ISCSI, "http", n.run.HTTP, "boot", n.boot, "dir", n.dir.path)
-	select {
-	case <-ctx.Done():
-		n.cfg.Log.Info("node stops")
-		return nil
-	case err := <-n.broken:
-		return err
-	}
+	<-ctx.Done()
+	n.cfg.Log.Info("node stops")
+	return nil
 }
 
 func (n *Node) start(ctx context.Context) error {
@@ -178,13 +175,15 @@ func (n *Node) build(ctx context.Context, out outside) error {
 	}
 	core, err := NewCore(CoreConfig{
 		Pool: n.poolID, Name: n.name, Addr: advertised(n.mesh), Labels: n.labels(out.iscsi), Boot: n.boot, Witness: n.cfg.Witness,
-		Transport: n.mesh, Bricks: n.brickList(), StateFile: n.dir.stateFile(), First: first, PoolName: "gabion",
+		Transport: n.mesh, Bricks: n.brickList(), BrickInfos: n.brickInfos, Scrub: n.dir.mem.Scrub,
+		StateFile: n.dir.stateFile(), First: first, PoolName: "gabion",
 		OnPeers: n.mesh.SetPeers, Log: n.cfg.Log,
 	})
 	if err != nil {
 		return err
 	}
 	n.Core = core
+	n.core.Store(core)
 	n.mesh.HandleCall(typeStatus, n.handleStatus)
 	if err := n.newNBD(); err != nil {
 		return err
@@ -212,7 +211,7 @@ func (n *Node) serve(out outside) error {
 	}
 	m := &n.dir.mem
 	m.Listen, m.NBD, m.ISCSI, m.HTTP = n.run.Listen, cmp.Or(n.run.NBD, m.NBD), cmp.Or(n.run.ISCSI, m.ISCSI), cmp.Or(n.run.HTTP, m.HTTP)
-	if err := n.dir.save(); err != nil {
+	if err := n.saveDir(); err != nil {
 		return err
 	}
 	for _, l := range append(n.nbdHow.more, out.nbd) {
@@ -316,59 +315,9 @@ func (n *Node) labels(iscsiL net.Listener) map[string]string {
 	return out
 }
 
-func (n *Node) openBricks() error {
-	for _, path := range n.dir.mem.Bricks {
-		st, err := os.Stat(path)
-		if errors.Is(err, fs.ErrNotExist) {
-			err = os.MkdirAll(path, 0o700)
-		} else if err == nil && !st.IsDir() {
-			return fault.Newf(fault.Invalid, "node run", "--brick "+path, "it is not a directory; give a directory on the disk")
-		}
-		if err != nil {
-			return osFault("node run", "--brick "+path, err)
-		}
-		fsys, err := vfs.NewOS(path)
-		if err != nil {
-			return err
-		}
-		var observe atomic.Pointer[func(time.Duration)] // known once the brick has told its id
-		b, err := brick.Open(brick.Config{
-			FS: fsys, OSDir: path, Pool: n.poolID, Node: n.id.Node, Log: n.cfg.Log,
-			OnBroken: func(err error) { n.brickBroke(path, err) },
-			OnSync: func(d time.Duration) {
-				if f := observe.Load(); f != nil {
-					(*f)(d)
-				}
-			},
-		})
-		if err != nil {
-			return err
-		}
-		f := n.exp.SyncObserver(b.ID())
-		observe.Store(&f)
-		n.bricks = append(n.bricks, openBrick{b, path})
-	}
-	return nil
-}
-
-// brickBroke sets a brick aside: a disk that failed a sync is not trusted
-// again. When none is left the node ends, so that nobody waits for it.
-func (n *Node) brickBroke(path string, err error) {
-	n.cfg.Log.Error("brick broke and is set aside; replace the disk", "brick", path, "error", err)
-	for _, b := range n.bricks {
-		if b.path != path && b.b.Usage().State != brick.StateBroken {
-			return
-		}
-	}
-	select {
-	case n.broken <- fault.New(fault.Corrupt, "node run", path, err):
-	default:
-	}
-}
-
 func (n *Node) brickList() []*brick.Brick {
 	var out []*brick.Brick
-	for _, b := range n.bricks {
+	for _, b := range n.openedBricks() {
 		out = append(out, b.b)
 	}
 	return out

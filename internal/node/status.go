@@ -27,13 +27,9 @@ const statusTimeout = 2 * time.Second
 // LocalStatus implements control.Daemon.
 func (n *Node) LocalStatus(context.Context) (*control.NodeStatus, error) {
 	st := &control.NodeStatus{Node: n.describe(n.Self)}
-	for _, b := range n.bricks {
-		u := b.b.Usage()
-		st.Node.FreeBytes += u.Free
-		st.Bricks = append(st.Bricks, control.Brick{
-			Node: n.name, ID: b.b.ID(), Path: b.path, UsedBytes: u.ExtentStored, FreeBytes: u.Free,
-			TotalBytes: u.Total, JournalBytes: u.JournalLive, State: u.State,
-		})
+	st.Bricks = n.describeBricks()
+	for _, b := range st.Bricks {
+		st.Node.FreeBytes += b.FreeBytes
 	}
 	for v, sessions := range n.Manager.Attached() {
 		st.Volumes = append(st.Volumes, n.held(v, sessions))
