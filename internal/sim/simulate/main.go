@@ -5,6 +5,7 @@
 package main
 
 import (
+	"bytes"
 	"crypto/rand"
 	"encoding/json"
 	"flag"
@@ -14,10 +15,15 @@ import (
 	mrand "math/rand/v2"
 	"os"
 	"runtime"
+	"runtime/debug"
+	"runtime/pprof"
 	"strings"
 
 	"github.com/gabion-storage/gabion/internal/sim/whole"
 )
+
+// memoryMax is where the collector begins by itself nevertheless, in bytes.
+const memoryMax = 3 << 30
 
 func main() {
 	var opt whole.Options
@@ -27,6 +33,7 @@ func main() {
 	without := flag.String("without", "", "kinds of faults to leave out, with commas between")
 	verbose := flag.Bool("v", false, "write what the nodes log to the result's file as well")
 	three := flag.Bool("3", false, "write to file descriptor 3")
+	profile := flag.String("cpuprofile", "", "write a profile of the processor time to this file")
 	flag.Parse()
 	if runtime.GOMAXPROCS(0) != 1 { // from the start: one thread, so that one seed is one schedule
 		fmt.Fprintln(os.Stderr, "set GOMAXPROCS=1 in the environment")
@@ -40,26 +47,47 @@ func main() {
 	if *without != "" {
 		opt.Without = strings.Split(*without, ",")
 	}
+	var said bytes.Buffer // kept until the end: a system call would let the runtime reschedule
 	if *verbose {
-		opt.Log = slog.New(slog.NewTextHandler(out, &slog.HandlerOptions{Level: slog.LevelDebug}))
+		opt.Log = slog.New(slog.NewTextHandler(&said, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}
+	// Garbage is collected when the simulation says so: by itself the collector
+	// begins when so much was allocated, and what runs beside it runs in another order.
+	// Nor may what is allocated draw random numbers.
+	runtime.MemProfileRate = 0
+	debug.SetGCPercent(-1)
+	debug.SetMemoryLimit(memoryMax)
 	var key [32]byte
 	for i := range 8 {
 		key[i] = byte(*seed >> (8 * i))
 	}
 	rand.Reader = mrand.NewChaCha8(key) // names and keys are drawn from the seed too
-	report(out, whole.Run(opt))
+	if *profile != "" {
+		f, err := os.Create(*profile)
+		if err == nil {
+			err = pprof.StartCPUProfile(f)
+		}
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		defer pprof.StopCPUProfile()
+	}
+	r := whole.Run(opt)
+	if _, err := out.Write(said.Bytes()); err != nil {
+		os.Exit(1)
+	}
+	if !report(out, r) {
+		pprof.StopCPUProfile()
+		os.Exit(1)
+	}
 }
 
-func report(out io.Writer, r whole.Result) {
+func report(out io.Writer, r whole.Result) bool {
 	b, err := json.Marshal(r)
 	if err != nil {
 		b = fmt.Appendf(nil, `{"violation":%q}`, err.Error())
 	}
-	if _, err := out.Write(append(b, '\n')); err != nil {
-		os.Exit(1)
-	}
-	if r.Violation != "" {
-		os.Exit(1)
-	}
+	_, err = out.Write(append(b, '\n'))
+	return err == nil && r.Violation == ""
 }

@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"runtime"
 	"sync"
 	"time"
 
@@ -66,6 +67,7 @@ type World struct {
 	events     []string
 	violation  string
 	stopped    chan struct{} // closed at the first violation
+	ended      chan struct{} // closed when all is over
 	calmed     chan struct{} // closed when the faults are over
 	unknown    int
 	ops        int
@@ -91,8 +93,15 @@ func Run(opt Options) Result {
 		opt.Log = slog.New(slog.DiscardHandler)
 	}
 	w := &World{opt: opt, net: link.NewMemory(opt.Seed), pool: ident.PoolID{0x51}, began: time.Now(), log: opt.Log,
-		faults: map[string]int{}, stopped: make(chan struct{}), calmed: make(chan struct{})}
+		faults: map[string]int{}, stopped: make(chan struct{}), calmed: make(chan struct{}), ended: make(chan struct{})}
+	tidied := make(chan struct{})
+	go func() {
+		defer close(tidied)
+		w.tidy()
+	}()
 	w.play()
+	close(w.ended)
+	<-tidied
 	r := Result{Seed: opt.Seed, Nodes: len(w.machines), Virtual: time.Since(w.began), Ops: w.ops, Unknown: w.unknown,
 		Faults: w.faults, Attaches: w.attaches, Trace: w.trace, Violation: w.violation}
 	for _, v := range w.volumes {
@@ -132,10 +141,20 @@ func (w *World) play() {
 			w.check(v)
 		}
 	}
-	for _, m := range w.machines {
-		m.stop(false)
+}
+
+// tidyEvery is how often garbage is collected, in simulated time.
+const tidyEvery = 5 * time.Second
+
+func (w *World) tidy() {
+	for {
+		runtime.GC()
+		select {
+		case <-time.After(tidyEvery):
+		case <-w.ended:
+			return
+		}
 	}
-	w.background.Wait()
 }
 
 // sleep waits, or returns false at once when the run is over.
