@@ -16,7 +16,6 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
-	"runtime/pprof"
 	"strings"
 
 	"github.com/gabion-storage/gabion/internal/sim/whole"
@@ -33,7 +32,6 @@ func main() {
 	without := flag.String("without", "", "kinds of faults to leave out, with commas between")
 	verbose := flag.Bool("v", false, "write what the nodes log to the result's file as well")
 	three := flag.Bool("3", false, "write to file descriptor 3")
-	profile := flag.String("cpuprofile", "", "write a profile of the processor time to this file")
 	flag.Parse()
 	if runtime.GOMAXPROCS(0) != 1 { // from the start: one thread, so that one seed is one schedule
 		fmt.Fprintln(os.Stderr, "set GOMAXPROCS=1 in the environment")
@@ -62,23 +60,11 @@ func main() {
 		key[i] = byte(*seed >> (8 * i))
 	}
 	rand.Reader = mrand.NewChaCha8(key) // names and keys are drawn from the seed too
-	if *profile != "" {
-		f, err := os.Create(*profile)
-		if err == nil {
-			err = pprof.StartCPUProfile(f)
-		}
-		if err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		defer pprof.StopCPUProfile()
-	}
 	r := whole.Run(opt)
 	if _, err := out.Write(said.Bytes()); err != nil {
 		os.Exit(1)
 	}
 	if !report(out, r) {
-		pprof.StopCPUProfile()
 		os.Exit(1)
 	}
 }
