@@ -60,7 +60,8 @@ type Info struct {
 	State     client.State  `json:"state"`
 	// Running is not in the file: whether the process is there.
 	Running bool `json:"running"`
-	// Used says what uses the device: a place where it is mounted, or "in use".
+	// Used says what uses the device: a place where it is mounted, or "in use". In
+	// the file it is why the process did not heed the last request to end.
 	Used string `json:"used"`
 }
 

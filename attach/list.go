@@ -93,8 +93,9 @@ func Detach(ctx context.Context, d Dirs, volume string) (Info, error) {
 		return i, fault.Newf(fault.Denied, op, volume, "process %d cannot be told: %w", i.PID, err)
 	}
 	for {
-		now, err := d.look(volume)
-		switch {
+		// The device is not looked at: opened at the wrong moment it gives errors.
+		var now Info
+		switch err := load(d.runFile(volume), &now); {
 		case fault.Is(err, fault.NotFound):
 			if lock, err := d.lock(volume, unix.LOCK_SH); err == nil { // the process is gone too
 				lock.Close()

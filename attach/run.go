@@ -29,6 +29,9 @@ type Config struct {
 	// hand instead.
 	NodeDir string
 	Nodes   []string
+	// TLS is a directory with ca-cert.pem and, for nodes that ask who comes,
+	// client-cert.pem and client-key.pem; "" for none.
+	TLS string
 	// Kind is KindNBD, KindFUSE, or "" for what the kernel has.
 	Kind string
 	// Connections is the number of the kernel's sockets.
@@ -169,12 +172,15 @@ func (p *process) connect() error {
 	} else {
 		p.nodes.refresh()
 	}
+	secure, err := loadTLS(p.cfg.TLS)
+	if err != nil {
+		return err
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), openMax)
 	defer cancel()
-	var err error
 	p.engine, err = client.Open(ctx, client.Config{
 		Volume: p.cfg.Volume, ID: [16]byte(p.mem.ID), Start: p.mem.Starts, Force: p.cfg.Takeover, Nodes: p.nodes.list,
-		Log: p.cfg.Log, OnChange: p.changed, RequestTimeout: p.cfg.RequestTimeout,
+		TLS: secure, Log: p.cfg.Log, OnChange: p.changed, RequestTimeout: p.cfg.RequestTimeout,
 	})
 	return err
 }
@@ -294,6 +300,11 @@ func (p *process) await() {
 				return
 			}
 			p.log.Warn("not detached: the device is in use", "device", p.dev.Path(), "used", used)
+			p.mu.Lock()
+			p.info.Used = used // for who waits for the end
+			p.publish()
+			p.info.Used = ""
+			p.mu.Unlock()
 		}
 	}
 }

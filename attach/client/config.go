@@ -28,6 +28,7 @@
 package client
 
 import (
+	"crypto/tls"
 	"log/slog"
 	"time"
 
@@ -37,7 +38,7 @@ import (
 // Node is one place where the volume may be had.
 type Node struct {
 	Name string `json:"name"` // for people; may be empty
-	Addr string `json:"addr"` // host:port of its NBD server
+	Addr string `json:"addr"` // of its NBD server: host:port, or unix:PATH
 }
 
 func (n Node) String() string {
@@ -60,7 +61,10 @@ type Config struct {
 	// Nodes lists where to look, best first. It is called before each attempt
 	// and must not wait.
 	Nodes func() []Node
-	Log   *slog.Logger
+	// TLS, if set, is what STARTTLS is asked for with. An empty ServerName means
+	// the host of each node's address.
+	TLS *tls.Config
+	Log *slog.Logger
 	// OnChange, if set, is told of each change of State. Calls come one at a
 	// time; it must not call the engine.
 	OnChange func(State)

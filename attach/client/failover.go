@@ -175,7 +175,7 @@ func (e *Engine) round(ctx context.Context, left Node, last bool) (*wire, export
 	results := make(chan greeting, len(nodes))
 	for i, n := range nodes {
 		e.wg.Go(func() {
-			w, err := greet(ctx, n, e.cfg.DialTimeout)
+			w, err := greet(ctx, n, e.cfg.TLS, e.cfg.DialTimeout)
 			results <- greeting{i, w, err}
 		})
 	}

@@ -230,7 +230,7 @@ func (s *session) tick() {
 type errSilent struct{ error }
 
 func (s *session) probe() {
-	err := probe(s.e.ctx, s.node, s.e.cfg.Volume, s.e.cfg.DialTimeout)
+	err := probe(s.e.ctx, s.node, s.e.cfg.TLS, s.e.cfg.Volume, s.e.cfg.DialTimeout)
 	s.e.mu.Lock()
 	defer s.e.mu.Unlock()
 	s.probing, s.probed = false, time.Now()

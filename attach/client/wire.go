@@ -3,9 +3,11 @@ package client
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"encoding/binary"
 	"io"
 	"net"
+	"strings"
 	"syscall"
 	"time"
 
@@ -30,23 +32,51 @@ type wire struct {
 	in   *bufio.Reader
 }
 
-// greet connects to a node and exchanges greetings within timeout.
-func greet(ctx context.Context, node Node, timeout time.Duration) (*wire, error) {
+// greet connects to a node, exchanges greetings and starts TLS if secure is
+// not nil, all within timeout.
+func greet(ctx context.Context, node Node, secure *tls.Config, timeout time.Duration) (*wire, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	d := net.Dialer{Control: impatient}
-	nc, err := d.DialContext(ctx, "tcp", node.Addr)
+	d, network, addr := net.Dialer{Control: impatient}, "tcp", node.Addr
+	if path, ok := strings.CutPrefix(addr, "unix:"); ok {
+		d, network, addr = net.Dialer{}, "unix", path
+	}
+	nc, err := d.DialContext(ctx, network, addr)
 	if err != nil {
 		return nil, fault.New(fault.Unavailable, "attach", node.String(), err)
 	}
 	stop := context.AfterFunc(ctx, func() { nc.Close() })
 	defer stop()
 	w := &wire{node: node, nc: nc, in: bufio.NewReaderSize(nc, 128<<10)}
-	if err := w.hello(); err != nil {
+	err = w.hello()
+	if err == nil && secure != nil {
+		err = w.startTLS(ctx, secure)
+	}
+	if err != nil {
 		nc.Close()
+		if fault.KindOf(err) != fault.Internal {
+			return nil, err
+		}
 		return nil, fault.New(fault.Unavailable, "attach", node.String(), err)
 	}
 	return w, nil
+}
+
+// startTLS has the rest of the connection encrypted.
+func (w *wire) startTLS(ctx context.Context, secure *tls.Config) error {
+	if _, err := w.option(proto.OptStartTLS, nil); err != nil {
+		return err
+	}
+	if host, _, err := net.SplitHostPort(w.node.Addr); err == nil && secure.ServerName == "" {
+		secure = secure.Clone()
+		secure.ServerName = host
+	}
+	conn := tls.Client(w.nc, secure)
+	if err := conn.HandshakeContext(ctx); err != nil {
+		return fault.New(fault.Denied, "attach", w.node.String(), err)
+	}
+	w.nc, w.in = conn, bufio.NewReaderSize(conn, 128<<10)
+	return nil
 }
 
 // unackedMax is how long the other machine may leave data unacknowledged before
@@ -124,6 +154,8 @@ func refused(n Node, r proto.Reply, text string) error {
 		kind = fault.Invalid
 	case proto.RepErrShutdown:
 		kind = fault.Unavailable
+	case proto.RepErrTLSReqd:
+		return fault.Newf(fault.Denied, "attach", n.String(), "it wants TLS: %s", text)
 	case proto.RepErrUnsup:
 		return fault.Newf(fault.Invalid, "attach", n.String(), "it does not know clients that come back: it is not gabion, or too old")
 	}
@@ -185,10 +217,10 @@ func (x export) check(n Node) error {
 
 // probe asks a node whether it lives and would serve the volume, without
 // attaching it.
-func probe(ctx context.Context, node Node, volume string, timeout time.Duration) error {
+func probe(ctx context.Context, node Node, secure *tls.Config, volume string, timeout time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	w, err := greet(ctx, node, timeout)
+	w, err := greet(ctx, node, secure, timeout)
 	if err != nil {
 		return err
 	}

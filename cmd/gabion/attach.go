@@ -22,7 +22,7 @@ import (
 type attachFlags struct {
 	list, foreground, takeover bool
 	nodes                      []string
-	kind                       string
+	kind, tls                  string
 	connections                int
 	ioTimeout                  time.Duration
 	// Hidden.
@@ -66,7 +66,8 @@ the local node the holder of a volume and no device.`,
 	}
 	fl := c.Flags()
 	fl.BoolVar(&f.list, "list", false, "list what is attached on this machine")
-	fl.StringSliceVar(&f.nodes, "node", nil, "`HOST:PORT` of a node's NBD server; may be repeated (default: ask the local node)")
+	fl.StringSliceVar(&f.nodes, "node", nil, "`HOST:PORT` or unix:/PATH of a node's NBD server; may be repeated (default: ask the local node)")
+	fl.StringVar(&f.tls, "tls", "", "`DIR` of 'gabion node nbd-client', for nodes with --nbd-tls")
 	fl.StringVar(&f.kind, "kind", "", "`KIND` of device: nbd or fuse (default: nbd if the kernel has it)")
 	fl.IntVar(&f.connections, "connections", 2, "`N` sockets between the kernel and the process, with nbd")
 	fl.DurationVar(&f.ioTimeout, "io-timeout", 5*time.Minute, "`TIME` after which a request fails while no node serves the volume; negative: never")
@@ -96,8 +97,8 @@ func (f *attachFlags) dirs() attach.Dirs {
 // check refuses flags that cannot work.
 func (f *attachFlags) check() error {
 	for _, n := range f.nodes {
-		if _, _, err := net.SplitHostPort(n); err != nil {
-			return usagef("--node is %q; it must be host:port", n)
+		if _, _, err := net.SplitHostPort(n); err != nil && !strings.HasPrefix(n, "unix:/") {
+			return usagef("--node is %q; it must be host:port or unix:/PATH", n)
 		}
 	}
 	if f.kind != "" && f.kind != attach.KindNBD && f.kind != attach.KindFUSE {
@@ -130,7 +131,7 @@ func (a *app) attachVolume(ctx context.Context, volume string, f *attachFlags) e
 	report := newReport(f.readyFD)
 	defer report.close()
 	err = attach.Run(attach.Config{
-		Volume: volume, Dirs: f.dirs(), NodeDir: dir, Nodes: f.nodes, Kind: f.kind, Connections: f.connections,
+		Volume: volume, Dirs: f.dirs(), NodeDir: dir, Nodes: f.nodes, TLS: f.tls, Kind: f.kind, Connections: f.connections,
 		Takeover: f.takeover, RequestTimeout: f.ioTimeout, Log: slog.New(slog.NewTextHandler(a.err, nil)), Stop: stop,
 		Ready: func(i attach.Info) {
 			notifyManager("READY=1")

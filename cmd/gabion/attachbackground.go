@@ -87,6 +87,13 @@ func (a *app) attachInBackground(ctx context.Context, volume string, f *attachFl
 	if len(f.nodes) > 0 {
 		args = append(args, "--node", strings.Join(f.nodes, ","))
 	}
+	if f.tls != "" {
+		tls, err := filepath.Abs(f.tls)
+		if err != nil {
+			return err
+		}
+		args = append(args, "--tls", tls)
+	}
 	if f.takeover {
 		args = append(args, "--takeover")
 	}
