@@ -25,6 +25,7 @@ mkfs.xfs:xfsprogs
 fio:fio
 jq:jq
 losetup:mount
+udevadm:udev
 make:make
 gcc:gcc
 /usr/lib/postgresql/*/bin/pgbench:postgresql

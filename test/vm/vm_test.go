@@ -19,8 +19,9 @@ import (
 
 // Generous: the machine is emulated, and others use the processor too.
 const (
-	kernelTimeout = 8 * time.Minute
-	bootTimeout   = 5 * time.Minute
+	kernelTimeout   = 8 * time.Minute
+	bootTimeout     = 5 * time.Minute
+	failoverTimeout = 30 * time.Minute
 )
 
 // rig is a test machine with one disk; the disk and out survive its death.
@@ -291,4 +292,19 @@ func TestPowerCutSeesSkippedFsync(t *testing.T) {
 		step = "again"
 	}
 	t.Fatalf("%d cuts and nothing was missed", most)
+}
+
+// A stock kernel's nbd driver under 'gabion attach': nodes die, hang and are
+// restarted under a mounted file system with a database, and the attaching
+// process dies too. VM_FAILOVERS says how often.
+func TestFailover(t *testing.T) {
+	rounds := os.Getenv("VM_FAILOVERS")
+	if rounds == "" {
+		rounds = "1"
+	}
+	r := newRig(t, "", "RIG_ROUNDS="+rounds, "RIG_DATABASE=1")
+	if code := r.boot(t, "attach.sh").end(t, failoverTimeout); code != 0 {
+		t.Fatalf("exit %d", code)
+	}
+	r.tell(t, "at ", "issued", "verified", "-persist:", "PASSED")
 }

@@ -1,0 +1,139 @@
+# Inside the test machine: 'gabion attach' gives a volume to the kernel's nbd driver; under a mounted
+# file system the serving node is killed, frozen and thawed, every node is restarted in turn, and the
+# attaching process itself is killed and started again.
+# env: RIG_ROUNDS=1 how often; RIG_DATABASE=1 also a PostgreSQL
+set -euo pipefail
+. "$TOP/deploy/vm/guest/pool.sh"
+load="$TOP/bin/ledgerload"
+mount_pool /dev/vda
+make_pool
+g volume create v --size 512M --replicas 3 >/dev/null
+until_true 60 "copies of v" redundant v
+
+look() { g attach --list --json | jq -r ".[0].$1"; }
+serving() { look state.node.name; }
+moved() { [ "$(serving)" != "$1" ] && [ "$(serving)" != "" ] && [ "$(look running)" = true ]; }
+died() { [ "$(look running)" = false ]; }
+serves() { [ "$(serving)" != "" ]; }
+grows() { [ "$(wc -l </out/ledger.1)" -gt "$1" ]; }
+# goes_on: the ledger gets further acknowledgements
+goes_on() {
+	until_true 60 "the ledger goes on" grows $(($(wc -l </out/ledger.1) + 5))
+	kill -0 $loader || fail "the load ended by itself"
+}
+number() { echo "${1#n}"; }
+
+phase "attach"
+g attach v | tee /tmp/attached
+grep -q "through the kernel's nbd driver" /tmp/attached || fail "another kind of device"
+mkdir -p /run/udev/rules.d
+sed "s,/usr/local/bin/gabion,$GABION," "$TOP/deploy/udev/60-gabion.rules" >/run/udev/rules.d/60-gabion.rules
+udevadm test --action=change "/sys/block/$(basename "$(readlink /dev/gabion/v)")" 2>/dev/null | grep -q '^DEVLINKS=.*/dev/gabion/v' ||
+	fail "the rule of udev does not name the device"
+[ "$(look kind)" = nbd ] || fail "--list says $(look kind)"
+case $(cat /sys/block/"$(basename "$(readlink /dev/gabion/v)")"/backend) in gabion:v) ;; *) fail "the device is not marked" ;; esac
+g attach v && fail "attached twice"
+mkfs.ext4 -q /dev/gabion/v
+mkdir -p /mnt/v
+mount /dev/gabion/v /mnt/v
+dd if=/dev/zero of=/mnt/v/ledger bs=1M count=16 conv=fsync status=none
+if [ "${RIG_DATABASE:-0}" = 1 ]; then
+	pg_init /mnt/v
+	pg_start /mnt/v
+	sql -c 'CREATE TABLE ledger (n bigint PRIMARY KEY)'
+	for n in $(seq 1 100000); do echo "INSERT INTO ledger VALUES ($n) RETURNING n;"; done >/tmp/inserts
+	sql -f /tmp/inserts >>/out/pg.1 &
+	database=$!
+fi
+$load load -device /mnt/v/ledger -blocks 4096 -round 1 -record /out/ledger.1 -depth 4 -flush-every 8 >/tmp/load &
+loader=$!
+until_true 60 "first acknowledgement" test -s /out/ledger.1
+
+for round in $(seq 1 "${RIG_ROUNDS:-1}"); do
+	phase "kill $round"
+	was=$(serving) i=$(number "$(serving)")
+	kill -KILL "${pids[$i]}"
+	until_true 60 "another node than $was serves" moved "$was"
+	goes_on
+	start_node "$i"
+	until_true 60 "node $i" ready "$i"
+	until_true 60 "copies of v" redundant v
+
+	phase "freeze $round"
+	was=$(serving) i=$(number "$(serving)")
+	kill -STOP "${pids[$i]}"
+	until_true 60 "another node than $was serves" moved "$was"
+	sleep 4 # past every lease and timeout
+	kill -CONT "${pids[$i]}"
+	goes_on
+	until_true 60 "copies of v" redundant v
+
+	phase "restart $round"
+	for i in 1 2 3; do
+		kill -TERM "${pids[$i]}"
+		wait "${pids[$i]}" || fail "node $i ended with $?"
+		until_true 60 "a node serves" serves
+		goes_on
+		start_node "$i"
+		until_true 60 "node $i" ready "$i"
+		until_true 60 "copies of v" redundant v
+	done
+	echo "at $SECONDS s: round $round, longest pause so far $(($(look state.longest_pause_ns) / 1000000)) ms, $(look state.moves) moves"
+done
+pause=$(($(look state.longest_pause_ns) / 1000000))
+[ "$pause" -lt 10000 ] || fail "a pause of $pause ms"
+
+phase "kill the process"
+kill -KILL "$(look pid)"
+until_true 10 "its death is seen" died
+device=$(look device)
+g attach v
+[ "$(look device)" = "$device" ] || fail "$device was not taken up again"
+goes_on
+
+phase "end"
+kill -TERM $loader
+wait $loader || fail "the load met an error: $(cat /tmp/load)"
+cat /tmp/load
+if [ "${RIG_DATABASE:-0}" = 1 ]; then
+	kill -0 $database || fail "the database met an error"
+	kill $database
+	last=$(grep -c . /out/pg.1 || true)
+	got=$(sql -c "SELECT count(*) FROM ledger WHERE n <= $last")
+	[ "$got" = "$last" ] || fail "LOST: of $last acknowledged commits there are $got"
+	echo "database verified: $last commits"
+	pg_stop /mnt/v
+	as_postgres "$PGBIN/pg_checksums" --check -D /mnt/v/data >/dev/null || fail "pg_checksums"
+fi
+umount /mnt/v
+e2fsck -f -n /dev/gabion/v >/dev/null || fail "e2fsck"
+mount /dev/gabion/v /mnt/v
+$load verify -device /mnt/v/ledger -blocks 4096 -round 1 -record /out/ledger.1 -state /out/state || fail "the ledger is not complete"
+g detach v && fail "a mounted volume was detached"
+umount /mnt/v
+g detach v
+[ ! -e /dev/gabion/v ] || fail "the name is still there"
+[ ! -e /sys/block/"$(basename "$device")"/pid ] || fail "$device is still connected"
+
+if dmesg | grep -E 'I/O error|hung_task|blocked for more|EXT4-fs error'; then fail "the kernel complains"; fi
+
+# What the stock client gives by itself: it comes back to the same address, and what was under way fails.
+phase "nbd-client -persist"
+g volume create w --size 64M --replicas 3 >/dev/null
+until_true 60 "copies of w" redundant w
+nbd-client 127.0.0.1 "$(nbd_port 2)" /dev/nbd1 -N w -b 4096 -persist -nonetlink >/dev/null
+write_one() { dd if=/dev/zero of=/dev/nbd1 bs=4k count=1 seek="$1" oflag=direct conv=notrunc 2>/dev/null; }
+until_true 30 "a first write" write_one 0
+kill -KILL "${pids[2]}"
+failed=0
+for i in $(seq 1 20); do
+	write_one "$i" || failed=$((failed + 1))
+	[ "$i" != 10 ] || { start_node 2 && until_true 60 "node 2" ready 2; }
+done
+until_true 60 "a write after the return" write_one 21
+echo "nbd-client -persist: $failed of 20 writes failed around the death of its node, and it came back by itself"
+[ $failed -gt 0 ] || fail "docs/ATTACH.md says that some fail"
+nbd-client -d /dev/nbd1
+
+stop_pool
+echo PASSED
