@@ -1,7 +1,6 @@
 package pool
 
 import (
-	"cmp"
 	"slices"
 
 	"github.com/gabion-storage/gabion/internal/fault"
@@ -24,8 +23,8 @@ type Snapshot struct {
 // and changes nothing otherwise.
 type SnapshotList struct {
 	ID       ident.VolumeID `json:"id"`
-	Revision uint64         `json:"revision"` // creations and deletions there were
-	List     []Snapshot     `json:"list,omitempty"`
+	Revision uint64         `json:"revision"`       // creations and deletions there were
+	List     []Snapshot     `json:"list,omitempty"` // oldest first
 }
 
 // SetSnapshots is the command that publishes a volume's snapshots.
@@ -52,20 +51,20 @@ func setSnapshots(s *State, l SnapshotList) error {
 	if len(l.List) > SnapshotsMax {
 		return fault.Newf(fault.NoSpace, op, v.Name, "a volume has at most %d snapshots", SnapshotsMax)
 	}
-	list := slices.SortedFunc(slices.Values(l.List), func(a, b Snapshot) int { return cmp.Compare(a.Name, b.Name) })
-	for j, x := range list {
+	for j, x := range l.List {
 		if err := CheckName(op, x.Name); err != nil {
 			return err
 		}
 		if err := CheckSize(op, v.Name+"@"+x.Name, x.Size); err != nil {
 			return err
 		}
-		if x.Created < 0 || j > 0 && list[j-1].Name == x.Name {
+		again := slices.ContainsFunc(l.List[:j], func(o Snapshot) bool { return o.Name == x.Name })
+		if x.Created < 0 || again {
 			return invalid(op, v.Name, "snapshot %s has a time below 0 or is listed twice", x.Name)
 		}
 	}
 	if l.Revision > v.SnapshotRevision {
-		v.Snapshots, v.SnapshotRevision = list, l.Revision
+		v.Snapshots, v.SnapshotRevision = slices.Clone(l.List), l.Revision
 	}
 	return nil
 }

@@ -20,7 +20,7 @@ func TestSnapshotsFollowTheirRevision(t *testing.T) {
 	must(t, s, SetSnapshots(id, 1, []Snapshot{a}))
 	must(t, s, SetSnapshots(id, 2, nil))
 	v, _ := s.Volume(id)
-	if !reflect.DeepEqual(v.Snapshots, []Snapshot{a, b}) || v.SnapshotRevision != 2 {
+	if !reflect.DeepEqual(v.Snapshots, []Snapshot{b, a}) || v.SnapshotRevision != 2 {
 		t.Errorf("%+v", v)
 	}
 	if x, ok := v.SnapshotNamed("b"); !ok || x != b {
@@ -32,7 +32,7 @@ func TestSnapshotsFollowTheirRevision(t *testing.T) {
 	}
 	before := s.Clone()
 	must(t, s, SetSnapshots(id, 3, []Snapshot{a}))
-	if w, _ := before.Volume(id); !reflect.DeepEqual(w.Snapshots, []Snapshot{a, b}) {
+	if w, _ := before.Volume(id); !reflect.DeepEqual(w.Snapshots, []Snapshot{b, a}) {
 		t.Error("the state before was changed, too")
 	}
 	must(t, s, DeleteVolume(id))

@@ -89,7 +89,7 @@ type Volume struct {
 	// VotersVersion; none: as at birth. See SetVoters.
 	Seeds         []ident.NodeID `json:"seeds,omitempty"`
 	VotersVersion uint64         `json:"voters_version,omitempty"`
-	// Snapshots are sorted by name, as the holder published them last, and
+	// Snapshots are those that the holder published last, oldest first, and
 	// SnapshotRevision is which list that was.
 	Snapshots        []Snapshot `json:"snapshots,omitempty"`
 	SnapshotRevision uint64     `json:"snapshot_revision,omitempty"`

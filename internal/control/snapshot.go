@@ -1,7 +1,6 @@
 package control
 
 import (
-	"cmp"
 	"context"
 	"log/slog"
 	"net/http"
@@ -44,16 +43,10 @@ type snapshotRequest struct {
 	Name string `json:"name"`
 }
 
-func tidySnapshots(list []Snapshot) []Snapshot {
-	return sorted(list, func(a, b Snapshot) int {
-		return cmp.Or(cmp.Compare(a.CreatedUnixSeconds, b.CreatedUnixSeconds), cmp.Compare(a.Name, b.Name))
-	})
-}
-
 func handleSnapshots(mux *http.ServeMux, log *slog.Logger, d Snapshots) {
 	handle(mux, log, "GET /v1/volumes/{name}/snapshots", func(r *http.Request, _ *none) (any, error) {
 		list, err := d.Snapshots(r.Context(), r.PathValue("name"))
-		return tidySnapshots(list), err
+		return append([]Snapshot{}, list...), err // [] and not null
 	})
 	handle(mux, log, "POST /v1/volumes/{name}/snapshots", func(r *http.Request, q *snapshotRequest) (any, error) {
 		return d.CreateSnapshot(r.Context(), r.PathValue("name"), q.Name)

@@ -9,7 +9,7 @@ import (
 )
 
 func (d *recorder) Snapshots(ctx context.Context, volume string) ([]Snapshot, error) {
-	return []Snapshot{{Volume: volume, Name: "late", CreatedUnixSeconds: 9}, {Volume: volume, Name: "early", CreatedUnixSeconds: 3}},
+	return []Snapshot{{Volume: volume, Name: "old", CreatedUnixSeconds: 3}, {Volume: volume, Name: "new", CreatedUnixSeconds: 3}},
 		d.note(ctx, "snapshots %s", volume)
 }
 
@@ -25,7 +25,7 @@ func TestSnapshotCallsReachTheDaemon(t *testing.T) {
 	d := &recorder{}
 	c := serve(t, t.TempDir(), d)
 	list, err := c.Snapshots(t.Context(), "pg")
-	if err != nil || len(list) != 2 || list[0].Name != "early" || list[1].Name != "late" {
+	if err != nil || len(list) != 2 || list[0].Name != "old" || list[1].Name != "new" {
 		t.Fatalf("%v, %v", list, err)
 	}
 	s, err := c.CreateSnapshot(t.Context(), "pg", "a/b")

@@ -117,6 +117,9 @@ func TestSnapshotsUnderLoad(t *testing.T) {
 	c := cluster.New(t, 3)
 	n1, n2, n3 := c.Nodes[0], c.Nodes[1], c.Nodes[2]
 	c.CreateVolume(t, n1, "v", "16M")
+	if _, err := n2.Await(20*time.Second, cluster.Redundant("v")); err != nil {
+		t.Fatal(err) // the others hear of it a moment later
+	}
 	r := &rig{t: t, c: c}
 	r.take(n2, "empty") // nobody holds the volume
 	r.w.start(n1.Dial(t, "v"))
@@ -142,15 +145,17 @@ func TestSnapshotsUnderLoad(t *testing.T) {
 	// The holder dies in the middle: the snapshot is there or it is not.
 	s := taken{name: "torn", least: r.w.answered.Load()}
 	asked := make(chan error, 1)
+	ask := n3.Control()
+	defer ask.Close()
 	go func() {
-		_, err := n2.Do("volume", "snapshot", "create", "v", s.name)
+		_, err := ask.CreateSnapshot(t.Context(), "v", s.name)
 		asked <- err
 	}()
-	r.w.more(t, 20)
+	r.w.more(t, 60)
 	r.killed(n2, n3)
 	err := <-asked
 	s.most = r.w.issued.Load()
-	list, lerr := n3.Control().Snapshots(t.Context(), "v")
+	list, lerr := ask.Snapshots(t.Context(), "v")
 	if lerr != nil {
 		t.Fatal(lerr)
 	}
