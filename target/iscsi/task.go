@@ -278,7 +278,14 @@ func (c *conn) dataOut(h *pdu.Header) error {
 		c.mu.Unlock()
 		return c.skip(pdu.Size(h, c.digests))
 	}
-	if why := t.expects(&p, n); why != "" {
+	why := t.expects(&p, n)
+	if why == outOfSequence {
+		// Something before it got lost, which is as good as damaged (section 7.9).
+		c.spoil(t)
+		c.mu.Unlock()
+		return c.skip(pdu.Size(h, c.digests))
+	}
+	if why != "" {
 		c.mu.Unlock()
 		return c.protocol(h, pdu.RejectProtocol, "Data-Out at %d of %d bytes: %s", p.Offset, n, why)
 	}
@@ -313,6 +320,8 @@ func (c *conn) dataOut(h *pdu.Header) error {
 	return c.received(t)
 }
 
+const outOfSequence = "out of sequence"
+
 // expects says what is wrong with a Data-Out of n bytes; "" if nothing. Under mu.
 func (t *task) expects(p *pdu.DataOut, n int) string {
 	if p.TTT == pdu.NoTag {
@@ -321,7 +330,7 @@ func (t *task) expects(p *pdu.DataOut, n int) string {
 		case !t.unsolicited:
 			return "nobody asked for it"
 		case p.DataSN != t.dataSN:
-			return "out of sequence"
+			return outOfSequence
 		case int64(p.Offset) != int64(t.got):
 			return "not where the last one ended"
 		case n > limit-t.got:
@@ -339,7 +348,7 @@ func (t *task) expects(p *pdu.DataOut, n int) string {
 	case p.TTT != b.ttt:
 		return "not what the oldest R2T asked for"
 	case p.DataSN != b.dataSN:
-		return "out of sequence"
+		return outOfSequence
 	case int64(p.Offset) != int64(b.at+b.got):
 		return "not where the last one ended"
 	case n > b.n-b.got:
