@@ -15,6 +15,11 @@ cpio:cpio
 depmod:kmod
 ip:iproute2
 nbd-client:nbd-client
+iscsi-test-cu:libiscsi-bin
+iscsi-ls:libiscsi-bin
+tgtd:tgt
+tgtadm:tgt
+/usr/lib/*/qemu/block-iscsi.so:qemu-block-extra
 nbdkit:nbdkit
 nbdinfo:libnbd-bin
 nbdcopy:libnbd-bin
