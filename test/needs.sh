@@ -10,6 +10,7 @@ table="
 qemu-system-x86_64:qemu-system-x86
 qemu-img:qemu-utils
 qemu-io:qemu-utils
+qemu-nbd:qemu-utils
 busybox:busybox-static
 cpio:cpio
 depmod:kmod

@@ -22,7 +22,7 @@ stage() {
 	sim) GABION_SIM_SECONDS=${SIM_SECONDS:-600} go test -json -tags sim -timeout 1h ./internal/sim/simulate ;;
 	# One package at a time: they measure pauses and processor time.
 	rigs) go test -json -p 1 -timeout 12m $rigs ;;
-	conform) go test -json -p 1 -timeout 5m ./test/conform ;;
+	conform) go test -json -p 1 -timeout 5m ./test/conform ./test/nbdfeatures ;;
 	vm) go test -json -p 1 -timeout 40m ./test/vm ;;
 	*) echo "{\"Action\":\"fail\",\"Package\":\"no such stage: $1\"}" ;;
 	esac || true
