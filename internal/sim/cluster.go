@@ -239,6 +239,8 @@ func (n *Node) Brick() ident.BrickID { return n.brick.ID() }
 // Start brings a killed node back.
 func (n *Node) Start() error {
 	if err := n.open(); err != nil {
+		n.c.Net.Crash(n.ID)
+		n.link.Close()
 		return err
 	}
 	n.begin()

@@ -18,6 +18,9 @@ func TestMutationsAreCaught(t *testing.T) {
 	for _, c := range [][2]string{
 		{"ack-before-received", takeover},
 		{"lease-ignored", takeover},
+		{"stable-wrong-sum", "TestPitfallFlippedBitInStableState"},
+		{"scrub-skips-journal", "TestPitfallFlippedBitInTheJournal"},
+		{"scrub-trusts-cache", "TestPitfallLyingDisk"},
 		{"", takeover}, {"", survive},
 	} {
 		mutation, name := c[0], c[1]

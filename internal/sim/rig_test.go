@@ -65,6 +65,12 @@ func number(t *testing.T, s string) int64 {
 // start runs a pool of three nodes with the volume v of 1 MiB on all of them.
 func start(t *testing.T, seed uint64) (context.Context, *Cluster) {
 	t.Helper()
+	return startTuned(t, seed, func(*blockdev.Config) {})
+}
+
+// startTuned is start with a different volume.
+func startTuned(t *testing.T, seed uint64, tune func(*blockdev.Config)) (context.Context, *Cluster) {
+	t.Helper()
 	log := slog.New(slog.DiscardHandler)
 	if os.Getenv("GABION_SIM_LOG") != "" {
 		log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
@@ -73,6 +79,7 @@ func start(t *testing.T, seed uint64) (context.Context, *Cluster) {
 		cfg.CheckpointBytes, cfg.TailBytes = 1<<20, 4<<20
 		cfg.CheckpointIdle = 300 * time.Millisecond
 		cfg.IOTimeout = 4 * time.Second
+		tune(cfg)
 	})
 	if err != nil {
 		t.Fatal(err)
