@@ -46,8 +46,10 @@ type Acceptors struct {
 	dirtyMu sync.Mutex
 	dirty   []*group // owe an answer at the end of the burst
 
-	wake  chan struct{} // to Run: something became due
-	delay time.Duration // LazySyncDelay, but in tests
+	wake   chan struct{} // to Run: something became due
+	doubts chan struct{} // to Run: a copy may be left over
+	// LazySyncDelay and BelongDelay, but in tests.
+	delay, belongDelay time.Duration
 }
 
 type groupKey struct {
@@ -80,7 +82,8 @@ func NewAcceptors(cfg AcceptorsConfig) *Acceptors {
 		proposers: make(map[proposerKey]*Proposer), openings: make(map[ident.GroupID]int),
 		epochs: make(map[ident.GroupID]uint64),
 		wake:   make(chan struct{}, 1),
-		delay:  LazySyncDelay,
+		doubts: make(chan struct{}, 1),
+		delay:  LazySyncDelay, belongDelay: BelongDelay,
 	}
 	if a.log == nil {
 		a.log = slog.New(slog.DiscardHandler)
@@ -133,8 +136,9 @@ func (a *Acceptors) replay(b *brick) (map[ident.GroupID]*group, error) {
 		if err != nil {
 			return nil, err
 		}
-		if g != nil && !g.dropped {
+		if g != nil && !g.gone() {
 			groups[id] = newGroup(a, b, id, g.birth)
+			groups[id].after = g.after
 			replayers[id] = paxos.NewReplayer(g.hard)
 		}
 	}
@@ -144,8 +148,8 @@ func (a *Acceptors) replay(b *brick) (map[ident.GroupID]*group, error) {
 			return fault.Newf(fault.Corrupt, op, b.id.String(), "journal record at %d: %w", pos, err)
 		}
 		r := replayers[id]
-		if r == nil {
-			return nil // of a dropped group
+		if r == nil || pos < groups[id].after {
+			return nil // of a group that is gone, or of an earlier life
 		}
 		if err := r.Apply(&rec, pos, len(body)); err != nil {
 			return fault.Newf(fault.Corrupt, op, b.id.String(), "journal record at %d: %w", pos, err)
@@ -290,23 +294,35 @@ func (a *Acceptors) birth(b *brick, id ident.GroupID, hard paxos.Hard, birth [32
 	if old != nil && old.dropped {
 		return nil, fault.New(fault.Conflict, op, id.String(), errors.New("the group was dropped on this brick"))
 	}
+	if old != nil && old.tomb != nil {
+		return nil, fault.New(fault.Conflict, op, id.String(), errors.New("this brick has left the group"))
+	}
 	if g := a.group(id, b.id); g != nil {
 		if birth != g.birth && birth != [32]byte{} && g.birth != [32]byte{} {
 			return nil, fault.New(fault.Exists, op, id.String(), errors.New("another group was born with this id"))
 		}
 		return g, nil
 	}
-	if err := b.s.Set(groupKeyOf(id), appendStableGroup(nil, &stableGroup{hard: hard, birth: birth})); err != nil {
+	return a.begin(b, id, stableGroup{hard: hard, birth: birth})
+}
+
+// begin begins the life of a group on b, under b.stableMu.
+func (a *Acceptors) begin(b *brick, id ident.GroupID, s stableGroup) (*group, error) {
+	if err := b.s.Set(groupKeyOf(id), appendStableGroup(nil, &s)); err != nil {
 		return nil, err
 	}
 	if err := b.enlist(id, true); err != nil {
 		return nil, err
 	}
-	g := newGroup(a, b, id, birth)
-	g.core = paxos.NewAcceptor(hard)
+	g := newGroup(a, b, id, s.birth)
+	g.core, g.after = paxos.NewAcceptor(s.hard), s.after
+	g.doubted, g.fed = s.birth == [32]byte{}, true // the holder may die before it is a member
 	a.mu.Lock()
 	a.groups[groupKey{id, b.id}] = g
 	a.mu.Unlock()
+	if g.doubted {
+		a.doubting()
+	}
 	return g, nil
 }
 
@@ -358,6 +374,8 @@ func (a *Acceptors) dropOn(b *brick, id ident.GroupID) error {
 type GroupInfo struct {
 	Group    ident.GroupID
 	Brick    ident.BrickID
+	Witness  bool // the copy has no data
+	Member   bool // the newest configuration known names the brick
 	Promised Ballot
 	UpTo     uint64 // of the checkpoint
 	First    uint64 // first slot kept; Last+1 if none
@@ -366,7 +384,8 @@ type GroupInfo struct {
 	Config   Config // newest known
 }
 
-// Groups lists all groups, sorted by id.
+// Groups lists all groups, sorted by id. One that its brick has left is not among
+// them; one of which the brick is no member (yet, or any more) is.
 func (a *Acceptors) Groups() []GroupInfo {
 	var infos []GroupInfo
 	for _, g := range a.all() {
@@ -411,18 +430,20 @@ func (a *Acceptors) absent(id ident.GroupID, brickID ident.BrickID) paxos.Status
 		return paxos.Broken
 	case old != nil && old.dropped:
 		return paxos.Dropped
+	case old != nil && old.tomb != nil:
+		return paxos.Removed
 	}
 	return paxos.NoGroup
 }
 
-// claimEpoch draws an epoch of at least atLeast that this process has not used
-// for the group before.
-func (a *Acceptors) claimEpoch(id ident.GroupID, atLeast uint64) uint64 {
+// claim draws a ballot above the highest met, with an epoch that this process has
+// not used for the group before.
+func (a *Acceptors) claim(id ident.GroupID, highest Ballot, boot uint64) Ballot {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	e := max(atLeast, a.epochs[id]+1)
-	a.epochs[id] = e
-	return e
+	b := paxos.NextBallot(highest, a.epochs[id], a.cfg.Transport.Self(), boot)
+	a.epochs[id] = b.Epoch
+	return b
 }
 
 func (a *Acceptors) poke() {

@@ -82,7 +82,13 @@ func (a *asking[T]) stop() {
 
 // queryNode asks one node what it knows of a group.
 func queryNode(ctx context.Context, t link.Transport, node ident.NodeID, group ident.GroupID) (queryReply, error) {
-	reply, err := t.Call(ctx, node, typeQuery, group[:])
+	return queryFor(ctx, t, node, group, ident.BrickID{})
+}
+
+// queryFor also asks whether the node's proposer feeds a brick of this node.
+func queryFor(ctx context.Context, t link.Transport, node ident.NodeID, group ident.GroupID, brick ident.BrickID) (queryReply, error) {
+	body := append(append(make([]byte, 0, 32), group[:]...), brick[:]...)
+	reply, err := t.Call(ctx, node, typeQuery, body)
 	if err != nil {
 		return queryReply{}, err
 	}

@@ -49,10 +49,11 @@ func (a *Acceptors) opening(group ident.GroupID, n int) {
 func invalid(op string, err error) error { return fault.New(fault.Invalid, op, "", err) }
 
 func (a *Acceptors) onQuery(_ context.Context, from ident.NodeID, body []byte) ([]byte, error) {
-	if len(body) != 16 {
+	if len(body) != 32 {
 		return nil, invalid("quorum.query", errShort)
 	}
-	q := a.query(ident.GroupID(body), from)
+	q := a.query(ident.GroupID(body[:16]), from)
+	q.feeds = a.feeds(q.holding, ident.GroupID(body[:16]), Member{Node: from, Brick: ident.BrickID(body[16:])})
 	return appendQueryReply(nil, &q), nil
 }
 
@@ -67,7 +68,8 @@ func (a *Acceptors) query(id ident.GroupID, from ident.NodeID) queryReply {
 		g.mu.Lock()
 		if c := g.core; !q.found || q.promised.Less(c.Promised()) {
 			q = queryReply{found: true, brick: g.brick.id, promised: c.Promised(),
-				upTo: c.Checkpoint().UpTo, last: c.Last(), config: c.Config()}
+				upTo: c.Checkpoint().UpTo, last: c.Last(), config: c.Config(),
+				settled: c.Config().Version == c.Settled().Version}
 		}
 		g.mu.Unlock()
 	}
@@ -81,6 +83,9 @@ func (a *Acceptors) query(id ident.GroupID, from ident.NodeID) queryReply {
 		a.mu.RUnlock()
 		for _, b := range bricks {
 			q.dropped = q.dropped || a.absent(id, b) == paxos.Dropped
+			if t := a.tomb(id, b); t != nil && t.Config.Version > q.config.Version {
+				q.removed, q.settled, q.config = true, true, t.Config
+			}
 		}
 	}
 	q.objects = q.promised.Node != from && a.mayLive(id, q.promised)
@@ -104,7 +109,11 @@ func (a *Acceptors) onPrepare(_ context.Context, from ident.NodeID, body []byte)
 func (a *Acceptors) prepare(m *prepareCall) (prepareReply, error) {
 	g := a.group(m.group, m.brick)
 	if g == nil {
-		return prepareReply{status: a.absent(m.group, m.brick)}, nil
+		r := prepareReply{status: a.absent(m.group, m.brick)}
+		if t := a.tomb(m.group, m.brick); t != nil && r.status == paxos.Removed {
+			r.promised, r.left = t.Promised, t.Config
+		}
+		return r, nil
 	}
 	status, effects := a.promise(g, m)
 	g.mu.Lock()
@@ -112,7 +121,7 @@ func (a *Acceptors) prepare(m *prepareCall) (prepareReply, error) {
 	dropped := g.dropped
 	g.mu.Unlock()
 	if dropped {
-		return prepareReply{status: paxos.Dropped}, nil
+		return prepareReply{status: paxos.Dropped}, nil // asked again, it says what of
 	}
 	if status != paxos.OK {
 		return r, nil
@@ -129,6 +138,9 @@ func (a *Acceptors) prepare(m *prepareCall) (prepareReply, error) {
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if g.dropped {
+		return prepareReply{status: paxos.Dropped}, nil
+	}
 	if r.promised = g.core.Promised(); r.promised != m.ballot {
 		r.status = paxos.Fenced
 		return r, nil
@@ -259,23 +271,31 @@ func (a *Acceptors) onInstall(_ context.Context, from ident.NodeID, body []byte)
 func (a *Acceptors) install(m *installCall) (paxos.Status, Ballot, error) {
 	g := a.group(m.group, m.brick)
 	if g == nil {
-		if s := a.absent(m.group, m.brick); s != paxos.NoGroup {
-			return s, Ballot{}, nil
-		}
+		s := a.absent(m.group, m.brick)
 		a.mu.RLock()
 		b := a.bricks[m.brick]
 		a.mu.RUnlock()
-		hard := paxos.Hard{Promised: m.ballot, Checkpoint: m.checkpoint}
+		if s == paxos.Removed {
+			return a.revive(b, m)
+		}
+		if s != paxos.NoGroup {
+			return s, Ballot{}, nil
+		}
+		hard := paxos.Hard{Promised: m.ballot, Checkpoint: m.checkpoint, Witness: m.witness}
 		if _, err := a.birth(b, m.group, hard, [32]byte{}); err != nil {
 			return paxos.Broken, Ballot{}, err
 		}
 		return paxos.OK, m.ballot, nil
 	}
 	g.mu.Lock()
-	promised := g.core.Promised()
+	promised, witness := g.core.Promised(), g.core.Witness()
+	g.fed = true
 	g.mu.Unlock()
 	if m.ballot.Less(promised) {
 		return paxos.Fenced, promised, nil
+	}
+	if witness != m.witness {
+		return paxos.Removed, promised, nil
 	}
 	if err := g.persist(&m.checkpoint); err != nil {
 		return paxos.Broken, Ballot{}, err

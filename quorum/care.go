@@ -2,6 +2,7 @@ package quorum
 
 import (
 	"context"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -55,8 +56,12 @@ func (a *Acceptors) appended(b *brick, n int) {
 }
 
 // Run does the background work until ctx ends: truncation after chosen
-// checkpoints, copy-forward of entries that pin old journal segments, lazy sync.
+// checkpoints, copy-forward of entries that pin old journal segments, lazy sync,
+// asking whether copies that nobody feeds still belong to their groups.
 func (a *Acceptors) Run(ctx context.Context) {
+	var belonging sync.WaitGroup
+	defer belonging.Wait()
+	belonging.Go(func() { a.belongLoop(ctx) })
 	timer := time.NewTimer(a.delay)
 	timer.Stop()
 	defer timer.Stop()

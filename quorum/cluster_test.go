@@ -70,7 +70,7 @@ func (n *testNode) start() {
 	n.acc = NewAcceptors(AcceptorsConfig{Transport: n.link, HolderMayLive: func(id ident.NodeID) bool {
 		return n.mayLive != nil && n.mayLive(id)
 	}})
-	n.acc.delay = 20 * time.Millisecond
+	n.acc.delay, n.acc.belongDelay = 20*time.Millisecond, 50*time.Millisecond
 	if err := n.acc.AddBrick(n.brick, n.journal, n.stable); err != nil {
 		n.p.t.Fatal(err)
 	}

@@ -22,6 +22,7 @@ type group struct {
 	brick *brick
 	id    ident.GroupID
 	birth [32]byte
+	after int64 // where the journal records of this life begin, if it is not the first
 
 	// stableMu serialises writes of the stable record; taken before mu.
 	stableMu sync.Mutex
@@ -29,8 +30,11 @@ type group struct {
 	// mu guards all below.
 	mu      sync.Mutex
 	core    *paxos.Acceptor
-	dropped bool
+	dropped bool // or left
+	left    bool
 	broken  error
+	doubted bool // whether the brick is still a member
+	fed     bool // a proposer was heard since the last look; see belong
 
 	// The answer owed to the proposer that was last listened to.
 	to     asker
@@ -81,7 +85,7 @@ func (g *group) listen(r *request, to asker) {
 	if g.owed && g.ballot == r.ballot && g.stream == r.stream {
 		return // one answer for the burst
 	}
-	g.to, g.ballot, g.stream, g.status = to, r.ballot, r.stream, paxos.OK
+	g.to, g.ballot, g.stream, g.status, g.fed = to, r.ballot, r.stream, paxos.OK, true
 }
 
 // settle ends a request: it notes status for the answer of this burst, or
@@ -184,13 +188,14 @@ func (g *group) probe(r *request, to asker) *answer {
 	if g.dropped {
 		return g.gone(r)
 	}
+	g.fed = true
 	if err := g.core.Learn(r.ballot, r.commit, g); err != nil {
 		g.failed(err)
 	}
 	if _, due := g.core.Due(); due {
 		g.a.appended(g.brick, 0)
 	}
-	status, s := g.core.State(r.ballot)
+	status, s := g.core.State(r.ballot, r.bare)
 	ans := &answer{group: g.id, brick: g.brick.id, ballot: r.ballot, stream: r.stream, status: status,
 		opened: s.Opened, tight: g.brick.care.tight.Load(), received: s.Received, durable: s.Durable, runs: s.Runs}
 	if status == paxos.Fenced {
@@ -200,7 +205,11 @@ func (g *group) probe(r *request, to asker) *answer {
 }
 
 func (g *group) gone(r *request) *answer {
-	return &answer{group: g.id, brick: g.brick.id, ballot: r.ballot, stream: r.stream, status: paxos.Dropped}
+	status := paxos.Dropped
+	if g.left {
+		status = paxos.Removed
+	}
+	return &answer{group: g.id, brick: g.brick.id, ballot: r.ballot, stream: r.stream, status: status}
 }
 
 // conclude ends a burst for this group: what it appended goes to the page
@@ -297,7 +306,7 @@ func (g *group) persist(next *Checkpoint) error {
 		hard.Checkpoint = *next
 	}
 	g.mu.Unlock()
-	err := g.brick.s.Set(groupKeyOf(g.id), appendStableGroup(nil, &stableGroup{hard: hard, birth: g.birth}))
+	err := g.brick.s.Set(groupKeyOf(g.id), appendStableGroup(nil, &stableGroup{hard: hard, birth: g.birth, after: g.after}))
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if err != nil {

@@ -25,5 +25,6 @@ func (g *group) info() GroupInfo {
 	c := g.core
 	return GroupInfo{Group: g.id, Brick: g.brick.id, Promised: c.Promised(),
 		UpTo: c.Checkpoint().UpTo, First: c.Checkpoint().UpTo + 1, Last: c.Last(),
-		LogBytes: c.LogBytes(), Config: c.Config()}
+		LogBytes: c.LogBytes(), Config: c.Config(), Witness: c.Witness(),
+		Member: c.Config().Find(g.a.cfg.Transport.Self(), g.brick.id) >= 0}
 }

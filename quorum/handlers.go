@@ -22,6 +22,9 @@ func (a *Acceptors) handle(t link.Transport) {
 	t.HandleCall(typeFetch, a.onFetch)
 	t.HandleCall(typeInstall, a.onInstall)
 	t.HandleCall(typeCreate, a.onCreate)
+	t.HandleCall(typeRetire, a.onRetire)
+	t.HandleCall(typeInspect, a.onInspect)
+	t.HandleCall(typeForce, a.onForce)
 	t.OnConnect(a.onConnect)
 }
 
@@ -173,7 +176,10 @@ func (a *Acceptors) proposer(group ident.GroupID, b Ballot) *Proposer {
 	return a.proposers[proposerKey{group, b}]
 }
 
-func (a *Acceptors) onConnect(to ident.NodeID, _ bool) {
+func (a *Acceptors) onConnect(to ident.NodeID, up bool) {
+	if up {
+		a.doubt(to)
+	}
 	a.mu.RLock()
 	ps := make([]*Proposer, 0, len(a.proposers))
 	for _, p := range a.proposers {

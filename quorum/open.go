@@ -73,7 +73,8 @@ type opener struct {
 	objects map[Member]Ballot // what each voter that objected had promised
 	highest Ballot            // met so far
 	config  Config
-	last    error // what a member said last
+	copies  []Config // what else was named, and who named it
+	last    error    // what a member said last
 }
 
 // explain gives every failure a kind.
@@ -94,8 +95,7 @@ func (o *opener) attempt(ctx context.Context) (*Proposer, *Recovered, error) {
 	if err := o.survey(ctx); err != nil {
 		return nil, nil, err
 	}
-	ballot := Ballot{Epoch: o.cfg.Local.claimEpoch(o.cfg.Group, o.highest.Epoch+1),
-		Node: o.cfg.Self, Boot: o.cfg.Boot}
+	ballot := o.cfg.Local.claim(o.cfg.Group, o.highest, o.cfg.Boot)
 	plan, entries, err := o.learn(ctx, ballot)
 	if err != nil {
 		return nil, nil, err
@@ -131,13 +131,13 @@ func (p *Proposer) begin() *Recovered {
 // survey finds the members and whether they let a new holder in.
 func (o *opener) survey(ctx context.Context) error {
 	const op = "quorum.open"
-	s := newSurvey(o.cfg.Transport, o.cfg.Group, o.cfg.Seeds)
+	s := newSurvey(o.cfg.Transport, o.cfg.Group, o.cfg.Seeds, o.cfg.Fallback)
 	var verdict error
 	round, cancel := context.WithTimeout(ctx, surveyMax)
 	defer cancel()
 	err := s.run(round, func() bool {
 		o.last = s.oneFailure()
-		if s.dropped && s.config.Members == nil && s.settled() {
+		if s.dropped && !s.anywhere() && s.settled() {
 			verdict = fault.New(fault.NotFound, op, o.cfg.Group.String(), errors.New("the group was dropped"))
 			return true
 		}
@@ -159,7 +159,7 @@ func (o *opener) survey(ctx context.Context) error {
 		}
 		return false
 	})
-	o.highest, o.config, o.objects = s.highest, s.config, s.objections()
+	o.highest, o.config, o.objects, o.copies = s.highest, s.config, s.objections(), s.copies()
 	if verdict == nil && err != nil && ctx.Err() == nil {
 		// Silence is an answer too: what is known after surveyMax decides. A
 		// member that objected may not do so the next time it is asked.
@@ -225,8 +225,7 @@ func busy(holder ident.NodeID) error {
 
 // learn is phase 1 and the fetching of what it found.
 func (o *opener) learn(ctx context.Context, b Ballot) (*paxos.Plan, []Entry, error) {
-	opening := paxos.NewOpening(b)
-	opening.Hint(o.config)
+	opening := o.opening(b)
 	q := newAsking[prepareReply](ctx)
 	defer q.stop()
 	objections := make(map[Member]bool)
@@ -249,7 +248,13 @@ func (o *opener) learn(ctx context.Context, b Ballot) (*paxos.Plan, []Entry, err
 				opening.Add(r.from, &r.value.promise)
 			case r.value.status == paxos.Fenced:
 				return nil, nil, errBehind
+			case r.value.status == paxos.Removed:
+				opening.Hint(r.value.left)
+				q.again(r.from)
 			case r.value.status == paxos.Busy:
+				if !o.voter(r.from) {
+					continue // its word does not count
+				}
 				objections[r.from] = true
 				blocker = r.value.promised.Node
 				if late == nil {
@@ -264,7 +269,7 @@ func (o *opener) learn(ctx context.Context, b Ballot) (*paxos.Plan, []Entry, err
 		case <-ctx.Done():
 			return nil, nil, ctx.Err()
 		}
-		if !opening.Done() {
+		if !opening.Done() || opening.Version() < o.cfg.AtLeast {
 			continue
 		}
 		plan := opening.Plan()
@@ -287,6 +292,21 @@ func (o *opener) learn(ctx context.Context, b Ballot) (*paxos.Plan, []Entry, err
 	}
 }
 
+// opening is a phase 1 that asks whoever may be a member.
+func (o *opener) opening(b Ballot) *paxos.Opening {
+	opening := paxos.NewOpening(b)
+	opening.Hint(o.config)
+	for _, c := range o.copies {
+		opening.Hint(c)
+	}
+	return opening
+}
+
+func (o *opener) voter(m Member) bool {
+	i := o.config.Find(m.Node, m.Brick)
+	return i >= 0 && o.config.Members[i].Role != Learner
+}
+
 // prepare asks one member to promise. A member without the group is asked again:
 // it may be installed meanwhile.
 func (o *opener) prepare(ctx context.Context, m Member, b, over Ballot) (prepareReply, error) {
@@ -301,7 +321,7 @@ func (o *opener) prepare(ctx context.Context, m Member, b, over Ballot) (prepare
 		return r, err
 	case r.status == paxos.OK && r.promised != b:
 		return r, errValue
-	case r.status != paxos.OK && r.status != paxos.Fenced && r.status != paxos.Busy:
+	case r.status != paxos.OK && r.status != paxos.Fenced && r.status != paxos.Busy && r.status != paxos.Removed:
 		return r, fmt.Errorf("node %s cannot promise: %v", m.Node.Short(), r.status)
 	}
 	return r, nil

@@ -24,6 +24,13 @@ type ProposerConfig struct {
 	Boot  uint64 // this process's boot counter; never used by an earlier process of this node
 	// Seeds are the nodes asked first for the group's members.
 	Seeds []ident.NodeID
+	// Fallback are the nodes asked when no seed knows the group, such as all nodes:
+	// the members may all have changed since the seeds were written down.
+	Fallback []ident.NodeID
+	// AtLeast is the version of the oldest configuration that may be opened: that
+	// of a forced recovery, so that members which were given up do not
+	// open the group among themselves. 0: any.
+	AtLeast uint64
 	// Force passes over the lease check: the previous holder consented, or a
 	// person said so.
 	Force bool
@@ -70,7 +77,8 @@ type Proposer struct {
 	core      *paxos.Proposer
 	opened    bool // callbacks may be made
 	closed    bool
-	joining   bool
+	changing  bool           // of members
+	retiring  map[Member]int // being told to forget the group
 	pumping   bool
 	failed    bool // a send failed; look at the connections at the next tick
 	ticking   bool
@@ -104,7 +112,8 @@ type send struct {
 func newProposer(cfg ProposerConfig, core *paxos.Proposer) *Proposer {
 	p := &Proposer{cfg: cfg, log: cfg.Log, local: cfg.Local, core: core,
 		states: make(map[Member]told), heard: make(map[Member]time.Time),
-		hdr: make([]byte, 0, 256)}
+		retiring: make(map[Member]int),
+		hdr:      make([]byte, 0, 256)}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	p.timer = time.AfterFunc(time.Hour, p.tick)
 	p.timer.Stop()
@@ -126,6 +135,7 @@ func (p *Proposer) reconnect() {
 			p.core.Connect(i, up)
 		}
 	}
+	p.core.Advance()
 }
 
 // Propose gives body the next slot. It never waits and sends nothing: call Kick.

@@ -145,7 +145,7 @@ func (p *Proposer) encode(s *send) link.Type {
 // needs no lock.
 func (p *Proposer) request(s *send) request {
 	return request{group: p.cfg.Group, brick: s.to.Brick, ballot: p.core.Ballot(),
-		stream: s.out.Stream, sync: s.out.Sync, kind: s.out.EntryKind, commit: s.out.Commit}
+		stream: s.out.Stream, sync: s.out.Sync, bare: s.out.Bare, kind: s.out.EntryKind, commit: s.out.Commit}
 }
 
 // direct hands a message to the member on this node.
@@ -167,7 +167,7 @@ func (p *Proposer) direct(s *send) {
 		ans = g.open(&r, s.out.Cuts, to)
 	case paxos.OutAccept:
 		ans = g.accept(&r, &paxos.Accept{Ballot: r.ballot, Commit: r.commit,
-			Slot: s.out.Slot, Kind: s.out.EntryKind, Body: s.out.Body, Stream: r.stream, Sync: r.sync}, to)
+			Slot: s.out.Slot, Kind: s.out.EntryKind, Body: s.out.Body, Stream: r.stream, Sync: r.sync, Bare: r.bare}, to)
 	case paxos.OutRenew:
 		ans = g.renew(&r, &paxos.Renew{Ballot: r.ballot, Commit: r.commit,
 			Runs: s.out.Runs, Stream: r.stream, Sync: r.sync}, to)
@@ -186,14 +186,16 @@ func (p *Proposer) sendFailed(m Member) {
 	p.failed = true
 	if i := p.core.Index(m); i >= 0 {
 		p.core.Connect(i, false)
+		p.core.Advance()
 	}
 	p.observe()
+	p.woken()
 }
 
 // startInstall runs an Install beside everything else.
 func (p *Proposer) startInstall(s *send) {
 	m := installCall{group: p.cfg.Group, brick: s.to.Brick, ballot: p.core.Ballot(),
-		checkpoint: *s.out.Checkpoint}
+		witness: s.out.Bare, checkpoint: *s.out.Checkpoint}
 	to := s.to
 	p.log.Info("a member gets the checkpoint", "group", p.cfg.Group.Short(), "node", to.Node.Short(),
 		"up_to", m.checkpoint.UpTo)
@@ -353,7 +355,9 @@ func (p *Proposer) connected(node ident.NodeID) {
 				p.core.Connect(i, p.cfg.Transport.Connected(node))
 			}
 		}
+		p.core.Advance()
 		p.observe()
+		p.woken()
 		p.mu.Unlock()
 		p.notify()
 		p.pump()
@@ -378,6 +382,7 @@ func (p *Proposer) tick() {
 		}
 		p.core.Tick()
 		p.observe()
+		p.woken()
 		p.mu.Unlock()
 		p.notify()
 		p.pump()

@@ -95,14 +95,21 @@ func decodeRecord(b []byte) (group ident.GroupID, r paxos.Record, err error) {
 //	groups     the groups on the brick:
 //	           version u8 (1), zero [3], count u32, count x group [16], CRC32C u32
 //	g/HEX      one group, HEX its id:
-//	           version u8 (1), flags u8 (1: dropped), zero [2], promised ballot,
-//	           birth [32], cuts (count u32, cuts), checkpoint, CRC32C u32
+//	           version u8 (1), flags u8 (1: dropped, 2: left, 4: witness, 8: came again),
+//	           zero [2], promised ballot, birth [32], if it came again { since u64, after
+//	           u64 }, cuts (count u32, cuts), checkpoint, CRC32C u32
+//	           left: version u8, flags u8, zero [2], promised ballot, config, CRC32C u32
 //
-// A dropped group's record keeps nothing but the flag, and stays for ever.
+// A dropped group's record keeps nothing but the flag, and stays for ever. That of a
+// group that was left says what paxos.Tomb does. A copy that came again has left
+// records of an earlier life in the journal, before the position after; they are nothing.
 // birth is the SHA-256 of the encoded Create, zero if the group came by Install.
 const (
 	stableVersion = 1
 	stableDropped = 1
+	stableLeft    = 2
+	stableWitness = 4
+	stableAgain   = 8
 	stableHeader  = 4 + paxos.BallotSize + 32
 	keyGroups     = "groups"
 )
@@ -129,16 +136,30 @@ func unseal(b []byte) ([]byte, error) {
 type stableGroup struct {
 	hard    paxos.Hard
 	birth   [32]byte
+	after   int64
 	dropped bool
+	tomb    *paxos.Tomb // left
 }
+
+// gone tells whether the group is no longer here.
+func (g *stableGroup) gone() bool { return g.dropped || g.tomb != nil }
 
 func appendStableGroup(b []byte, g *stableGroup) []byte {
 	if g.dropped {
 		return seal(append(b, stableVersion, stableDropped, 0, 0))
 	}
-	b = append(b, stableVersion, 0, 0, 0)
+	if g.tomb != nil {
+		b = append(b, stableVersion, stableLeft, 0, 0)
+		return seal(paxos.AppendConfig(paxos.AppendBallot(b, g.tomb.Promised), g.tomb.Config))
+	}
+	again := g.hard.Since > 0 || g.after > 0
+	b = append(b, stableVersion, bit(g.hard.Witness)*stableWitness|bit(again)*stableAgain, 0, 0)
 	b = paxos.AppendBallot(b, g.hard.Promised)
 	b = append(b, g.birth[:]...)
+	if again {
+		b = binary.LittleEndian.AppendUint64(b, g.hard.Since)
+		b = binary.LittleEndian.AppendUint64(b, uint64(g.after))
+	}
 	b = appendCuts(b, g.hard.Cuts)
 	return seal(appendCheckpoint(b, g.hard.Checkpoint))
 }
@@ -150,25 +171,54 @@ func decodeStableGroup(b []byte) (g stableGroup, err error) {
 	if len(b) < 4 {
 		return g, errShort
 	}
-	if b[0] != stableVersion || b[1] > stableDropped {
+	if b[0] != stableVersion || b[1] > stableWitness|stableAgain {
 		return g, errors.New("a group record of another version")
 	}
-	if b[1] == stableDropped {
+	flags := b[1]
+	switch {
+	case flags == stableDropped:
 		g.dropped = true
 		return g, nil
-	}
-	if len(b) < stableHeader {
+	case flags == stableLeft:
+		return decodeTomb(b[4:])
+	case flags&(stableDropped|stableLeft) != 0:
+		return g, errValue
+	case len(b) < stableHeader:
 		return g, errShort
 	}
+	g.hard.Witness = flags&stableWitness != 0
 	g.hard.Promised = paxos.DecodeBallot(b[4:])
 	copy(g.birth[:], b[stableHeader-32:])
-	if g.hard.Cuts, b, err = decodeCuts(b[stableHeader:]); err != nil {
+	b = b[stableHeader:]
+	if flags&stableAgain != 0 {
+		if len(b) < 16 {
+			return g, errShort
+		}
+		g.hard.Since, g.after = binary.LittleEndian.Uint64(b), int64(binary.LittleEndian.Uint64(b[8:]))
+		if b = b[16:]; g.after < 0 || g.hard.Since == 0 && g.after == 0 {
+			return g, errValue
+		}
+	}
+	if g.hard.Cuts, b, err = decodeCuts(b); err != nil {
 		return g, err
 	}
 	g.hard.Checkpoint, b, err = decodeCheckpoint(b)
 	if err == nil && len(b) != 0 {
 		err = errLong
 	}
+	return g, err
+}
+
+func decodeTomb(b []byte) (g stableGroup, err error) {
+	if len(b) < paxos.BallotSize {
+		return g, errShort
+	}
+	t := &paxos.Tomb{Promised: paxos.DecodeBallot(b)}
+	t.Config, b, err = paxos.DecodeConfig(b[paxos.BallotSize:])
+	if err == nil && len(b) != 0 {
+		err = errLong
+	}
+	g.tomb = t
 	return g, err
 }
 

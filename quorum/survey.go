@@ -16,13 +16,15 @@ type survey struct {
 	seeds   []ident.NodeID
 	answers map[ident.NodeID]queryReply
 	failed  map[ident.NodeID]error
-	config  Config // newest named
-	highest Ballot // promised
-	dropped bool
+	// fallback are asked, once, when the seeds do not lead to the group.
+	fallback []ident.NodeID
+	config   Config // newest named
+	highest  Ballot // promised
+	dropped  bool
 }
 
-func newSurvey(t link.Transport, group ident.GroupID, seeds []ident.NodeID) *survey {
-	return &survey{t: t, group: group, seeds: seeds, answers: make(map[ident.NodeID]queryReply),
+func newSurvey(t link.Transport, group ident.GroupID, seeds, fallback []ident.NodeID) *survey {
+	return &survey{t: t, group: group, seeds: seeds, fallback: fallback, answers: make(map[ident.NodeID]queryReply),
 		failed: make(map[ident.NodeID]error)}
 }
 
@@ -52,10 +54,27 @@ func (s *survey) run(ctx context.Context, enough func() bool) error {
 		if !s.highest.IsZero() {
 			ask(s.highest.Node)
 		}
+		if len(s.fallback) > 0 && s.settled() && !s.anywhere() {
+			s.seeds = append(append([]ident.NodeID(nil), s.seeds...), s.fallback...)
+			s.fallback = nil
+			for _, node := range s.seeds {
+				ask(node)
+			}
+		}
 		if enough() {
 			return nil
 		}
 	}
+}
+
+// anywhere tells whether a node asked has the group.
+func (s *survey) anywhere() bool {
+	for _, q := range s.answers {
+		if q.found {
+			return true
+		}
+	}
+	return false
 }
 
 func (s *survey) add(r result[queryReply]) {
@@ -66,7 +85,7 @@ func (s *survey) add(r result[queryReply]) {
 	delete(s.failed, r.from.Node)
 	s.answers[r.from.Node] = r.value
 	s.dropped = s.dropped || r.value.dropped
-	if !r.value.found {
+	if !r.value.found && !r.value.removed {
 		return
 	}
 	if s.config.Members == nil || r.value.config.Version > s.config.Version {
@@ -75,6 +94,17 @@ func (s *survey) add(r result[queryReply]) {
 	if s.highest.Less(r.value.promised) {
 		s.highest = r.value.promised
 	}
+}
+
+// copies are the configurations named, and whoever has a copy. The newest one may be
+// waiting to be chosen, unknown to its own members: those who named it know.
+func (s *survey) copies() (out []Config) {
+	for node, q := range s.answers {
+		if q.found {
+			out = append(out, q.config, Config{Members: []Member{{Node: node, Brick: q.brick}}})
+		}
+	}
+	return out
 }
 
 // voters counts the voters of the newest configuration that have the group, and
@@ -137,10 +167,11 @@ func (s *survey) nowhere() bool {
 // Holder asks who holds the highest promise of a group: of the seeds, and of the
 // members they name. It returns when a majority of the newest configuration has
 // answered, or with the best of what did when ctx ends; NotFound when no seed
-// has the group, Unavailable when nothing answered.
-func Holder(ctx context.Context, t link.Transport, seeds []ident.NodeID, group ident.GroupID) (Ballot, Config, error) {
+// has the group, Unavailable when nothing answered. The fallback nodes are asked when
+// the seeds do not lead to the group.
+func Holder(ctx context.Context, t link.Transport, seeds []ident.NodeID, group ident.GroupID, fallback ...ident.NodeID) (Ballot, Config, error) {
 	const op = "quorum.holder"
-	s := newSurvey(t, group, seeds)
+	s := newSurvey(t, group, seeds, fallback)
 	nowhere := false
 	err := s.run(ctx, func() bool {
 		nowhere = s.nowhere()

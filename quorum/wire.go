@@ -23,6 +23,9 @@ const (
 	typeFetch    link.Type = 0x32
 	typeInstall  link.Type = 0x33
 	typeCreate   link.Type = 0x34
+	typeRetire   link.Type = 0x35
+	typeInspect  link.Type = 0x36
+	typeForce    link.Type = 0x37
 )
 
 // A request is what a proposer sends one way. Integers are little endian.
@@ -31,7 +34,7 @@ const (
 //	16  brick      [16]  the member meant
 //	32  ballot     epoch u64, node [16], boot u64
 //	64  stream     u32   echoed
-//	68  flags      u8    1: sync
+//	68  flags      u8    1: sync; 2: bare: the member meant is a witness
 //	69  kind       u8    of the entry (Accept)
 //	70  zero       u16
 //	72  commit     u64
@@ -41,6 +44,7 @@ const (
 	requestSize = 80
 	acceptSize  = requestSize + 8
 	flagSync    = 1
+	flagBare    = 2
 )
 
 // A run on the wire and on disk: from u64, to u64, ballot; 48 bytes.
@@ -76,6 +80,7 @@ type request struct {
 	ballot Ballot
 	stream uint32
 	sync   bool
+	bare   bool
 	kind   EntryKind
 	commit uint64
 }
@@ -85,11 +90,7 @@ func appendRequest(b []byte, r *request) []byte {
 	b = append(b, r.brick[:]...)
 	b = paxos.AppendBallot(b, r.ballot)
 	b = binary.LittleEndian.AppendUint32(b, r.stream)
-	flags := byte(0)
-	if r.sync {
-		flags = flagSync
-	}
-	b = append(b, flags, byte(r.kind), 0, 0)
+	b = append(b, bit(r.sync)*flagSync|bit(r.bare)*flagBare, byte(r.kind), 0, 0)
 	return binary.LittleEndian.AppendUint64(b, r.commit)
 }
 
@@ -100,9 +101,9 @@ func decodeRequest(b []byte, r *request) (rest []byte, err error) {
 	r.group, r.brick = ident.GroupID(b[:16]), ident.BrickID(b[16:32])
 	r.ballot = paxos.DecodeBallot(b[32:])
 	r.stream = binary.LittleEndian.Uint32(b[64:])
-	r.sync, r.kind = b[68] == flagSync, EntryKind(b[69])
+	r.sync, r.bare, r.kind = b[68]&flagSync != 0, b[68]&flagBare != 0, EntryKind(b[69])
 	r.commit = binary.LittleEndian.Uint64(b[72:])
-	if b[68] > flagSync || b[70] != 0 || b[71] != 0 || r.ballot.IsZero() {
+	if b[68] > flagSync|flagBare || b[70] != 0 || b[71] != 0 || r.ballot.IsZero() {
 		return nil, errValue
 	}
 	return b[requestSize:], nil
@@ -118,7 +119,7 @@ func decodeAccept(b []byte, r *request, m *paxos.Accept) error {
 		return errShort
 	}
 	*m = paxos.Accept{Ballot: r.ballot, Commit: r.commit, Stream: r.stream,
-		Sync: r.sync, Kind: r.kind, Slot: binary.LittleEndian.Uint64(rest), Body: rest[8:]}
+		Sync: r.sync, Bare: r.bare, Kind: r.kind, Slot: binary.LittleEndian.Uint64(rest), Body: rest[8:]}
 	if m.Slot == 0 {
 		return errValue
 	}

@@ -52,6 +52,18 @@ func samples() map[string][]byte {
 		"prepare": appendPrepare(nil, &prepareCall{group: gGroup, brick: gBrick, ballot: gBallot, force: true, over: gBallot}),
 		"prepare-reply": appendPrepareReply(nil, &prepareReply{promised: gBallot, promise: paxos.Promise{
 			Checkpoint: gCkpt, Cuts: gCuts, Commit: 8, Runs: gRuns, Configs: []paxos.ConfigAt{{Slot: 8, Config: gConfig}}}}),
+		"prepare-witness": appendPrepareReply(nil, &prepareReply{promised: gBallot, promise: paxos.Promise{Checkpoint: gCkpt,
+			Runs: gRuns, Since: 3, Witness: true, Full: []paxos.Run{{From: 8, To: 9}}}}),
+		"prepare-removed": appendPrepareReply(nil, &prepareReply{status: paxos.Removed, promised: gBallot, left: gConfig}),
+		"query-removed":   appendQueryReply(nil, &queryReply{removed: true, settled: true, feeds: true, config: gConfig}),
+		"retire":          appendRetire(nil, &retireCall{group: gGroup, brick: gBrick, ballot: gBallot, config: gConfig}),
+		"inspect-reply": appendInspectReply(nil, []Survivor{{Member: Member{Brick: gBrick}, Promised: gBallot, Opened: gOlder,
+			UpTo: 6, Commit: 8, Durable: 9, Last: 11, Config: gConfig}, {Witness: true}}),
+		"force":           appendForce(nil, &forceCall{group: gGroup, brick: gBrick, ballot: gBallot, config: gConfig}),
+		"install-witness": appendInstall(nil, &installCall{group: gGroup, brick: gBrick, ballot: gBallot, witness: true, checkpoint: gCkpt}),
+		"stable-left":     appendStableGroup(nil, &stableGroup{tomb: &paxos.Tomb{Promised: gBallot, Config: gConfig}}),
+		"stable-again": appendStableGroup(nil, &stableGroup{after: 4096, birth: gBirth,
+			hard: paxos.Hard{Promised: gBallot, Cuts: gCuts, Checkpoint: gCkpt, Since: 3, Witness: true}}),
 		"prepare-refused": appendPrepareReply(nil, &prepareReply{status: paxos.Busy, promised: gBallot}),
 		"fetch":           appendFetch(nil, &fetchCall{group: gGroup, brick: gBrick, from: 7, to: 9}),
 		"fetch-reply":     appendFetched([]byte{0}, &fetched{Entry{Slot: 7, Kind: EntryData, Body: []byte("body")}, gBallot}),
@@ -101,13 +113,22 @@ func reencode(name string, b []byte) ([]byte, error) {
 		var a answer
 		err := decodeAnswer(b, &a, name == "state")
 		return appendAnswer(nil, &a, name == "state"), err
-	case "query-reply":
+	case "query-reply", "query-removed":
 		q, err := decodeQueryReply(b)
 		return appendQueryReply(nil, &q), err
 	case "prepare":
 		m, err := decodePrepare(b)
 		return appendPrepare(nil, &m), err
-	case "prepare-reply", "prepare-refused":
+	case "retire":
+		m, err := decodeRetire(b)
+		return appendRetire(nil, &m), err
+	case "inspect-reply":
+		ss, err := decodeInspectReply(b)
+		return appendInspectReply(nil, ss), err
+	case "force":
+		m, err := decodeForce(b)
+		return appendForce(nil, &m), err
+	case "prepare-reply", "prepare-refused", "prepare-witness", "prepare-removed":
 		m, err := decodePrepareReply(b)
 		return appendPrepareReply(nil, &m), err
 	case "fetch":
@@ -120,7 +141,7 @@ func reencode(name string, b []byte) ([]byte, error) {
 			out = appendFetched(out, &fs[i])
 		}
 		return out, err
-	case "install":
+	case "install", "install-witness":
 		m, err := decodeInstall(b)
 		return appendInstall(nil, &m), err
 	case "install-reply":
@@ -129,7 +150,7 @@ func reencode(name string, b []byte) ([]byte, error) {
 	case "create":
 		g, c, v, err := decodeCreate(b)
 		return appendCreate(nil, g, c, v), err
-	case "stable-group", "stable-dropped":
+	case "stable-group", "stable-dropped", "stable-left", "stable-again":
 		g, err := decodeStableGroup(b)
 		return appendStableGroup(nil, &g), err
 	case "stable-list":

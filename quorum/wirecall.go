@@ -7,19 +7,23 @@ import (
 	"github.com/gabion-storage/gabion/quorum/paxos"
 )
 
-// Query asks a node what it knows of a group; body: group [16].
+// Query asks a node what it knows of a group; body: group [16], brick [16], which is that of
+// a copy at the asker or zero.
 //
 // Its answer:
 //
 //	0   flags     u8   1: has the group; 2: objects to a new holder, since the promised one may
-//	                   live; 4: this node's own proposer holds the group; 8: dropped here
+//	                   live; 4: this node's own proposer holds the group; 8: dropped here;
+//	                   16: the copy here left the group, by the configuration told; 32: the
+//	                   configuration is settled; 64: this node's proposer feeds the asker's brick
 //	1   brick     [16]
 //	17  promised  ballot
 //	49  upTo      u64  of the checkpoint
 //	57  last      u64  slot
-//	65  config    newest known, chosen or not (no members if it has no group)
+//	65  config    newest known, chosen or not (no members if it knows none)
 type queryReply struct {
 	found, objects, holding, dropped bool
+	removed, settled, feeds          bool
 	brick                            ident.BrickID
 	promised                         Ballot
 	upTo, last                       uint64
@@ -30,7 +34,7 @@ const queryReplySize = 1 + 16 + paxos.BallotSize + 8 + 8
 
 func appendQueryReply(b []byte, q *queryReply) []byte {
 	var flags byte
-	for i, f := range []bool{q.found, q.objects, q.holding, q.dropped} {
+	for i, f := range []bool{q.found, q.objects, q.holding, q.dropped, q.removed, q.settled, q.feeds} {
 		if f {
 			flags |= 1 << i
 		}
@@ -47,10 +51,11 @@ func decodeQueryReply(b []byte) (q queryReply, err error) {
 	if len(b) < queryReplySize {
 		return q, errShort
 	}
-	if b[0] > 15 {
+	if b[0] > 127 {
 		return q, errValue
 	}
 	q.found, q.objects, q.holding, q.dropped = b[0]&1 != 0, b[0]&2 != 0, b[0]&4 != 0, b[0]&8 != 0
+	q.removed, q.settled, q.feeds = b[0]&16 != 0, b[0]&32 != 0, b[0]&64 != 0
 	q.brick = ident.BrickID(b[1:17])
 	q.promised = paxos.DecodeBallot(b[17:])
 	q.upTo = binary.LittleEndian.Uint64(b[49:])
@@ -68,13 +73,18 @@ func decodeQueryReply(b []byte) (q queryReply, err error) {
 //	16  brick   [16]
 //	32  ballot
 //	64  flags   u8  1: force
+//	65  ballot  whose holder consented, or zero
 //
-// Its answer: status u8, promised ballot, and if the status is ok the promise:
+// Its answer: status u8, promised ballot; if the status is removed, the configuration by
+// which the member left; and if the status is ok the promise:
 //
 //	0   commit     u64
-//	8   checkpoint: upTo u64, config, value length u32, value
+//	8   since      u64
+//	16  flags      u8  1: witness
+//	17  checkpoint: upTo u64, config, value length u32, value
 //	..  cuts: count u32, cuts
 //	..  runs: count u32, runs
+//	..  full: count u32, runs without ballots
 //	..  configs: count u16, count x { slot u64, config }
 type prepareCall struct {
 	group  ident.GroupID
@@ -117,6 +127,7 @@ func decodePrepare(b []byte) (m prepareCall, err error) {
 type prepareReply struct {
 	status   paxos.Status
 	promised Ballot
+	left     Config // if status is Removed
 	promise  paxos.Promise
 }
 
@@ -125,14 +136,21 @@ const configsMax = 1024 // config entries in one log
 func appendPrepareReply(b []byte, m *prepareReply) []byte {
 	b = append(b, byte(m.status))
 	b = paxos.AppendBallot(b, m.promised)
-	if m.status != paxos.OK {
+	switch m.status {
+	case paxos.OK:
+	case paxos.Removed:
+		return paxos.AppendConfig(b, m.left)
+	default:
 		return b
 	}
 	p := &m.promise
 	b = binary.LittleEndian.AppendUint64(b, p.Commit)
+	b = binary.LittleEndian.AppendUint64(b, p.Since)
+	b = append(b, bit(p.Witness))
 	b = appendCheckpoint(b, p.Checkpoint)
 	b = appendCuts(b, p.Cuts)
 	b = appendRuns(b, p.Runs)
+	b = appendRuns(b, p.Full)
 	b = binary.LittleEndian.AppendUint16(b, uint16(len(p.Configs)))
 	for _, c := range p.Configs {
 		b = binary.LittleEndian.AppendUint64(b, c.Slot)
@@ -150,55 +168,67 @@ func decodePrepareReply(b []byte) (m prepareReply, err error) {
 	if !m.status.Valid() {
 		return m, errValue
 	}
+	if m.status == paxos.Removed {
+		m.left, b, err = paxos.DecodeConfig(b)
+	}
 	if m.status != paxos.OK {
-		if len(b) != 0 {
-			return m, errLong
+		if err == nil && len(b) != 0 {
+			err = errLong
 		}
-		return m, nil
-	}
-	p := &m.promise
-	if len(b) < 8 {
-		return m, errShort
-	}
-	p.Commit = binary.LittleEndian.Uint64(b)
-	if p.Checkpoint, b, err = decodeCheckpoint(b[8:]); err != nil {
 		return m, err
+	}
+	return m, decodePromise(b, &m.promise)
+}
+
+func decodePromise(b []byte, p *paxos.Promise) (err error) {
+	if len(b) < 17 {
+		return errShort
+	}
+	p.Commit, p.Since, p.Witness = binary.LittleEndian.Uint64(b), binary.LittleEndian.Uint64(b[8:]), b[16] == 1
+	if b[16] > 1 {
+		return errValue
+	}
+	if p.Checkpoint, b, err = decodeCheckpoint(b[17:]); err != nil {
+		return err
 	}
 	if p.Cuts, b, err = decodeCuts(b); err != nil {
-		return m, err
+		return err
 	}
 	if p.Runs, b, err = decodeRuns(b); err != nil {
-		return m, err
+		return err
 	}
 	// A promise's log begins right after its checkpoint and has no hole.
 	next := p.Checkpoint.UpTo + 1
 	for _, r := range p.Runs {
 		if r.From != next {
-			return m, errValue
+			return errValue
 		}
 		next = r.To + 1
 	}
+	if p.Full, b, err = decodeRuns(b); err != nil {
+		return err
+	}
 	if len(b) < 2 {
-		return m, errShort
+		return errShort
 	}
 	n := int(binary.LittleEndian.Uint16(b))
 	if b = b[2:]; n > configsMax {
-		return m, errLong
+		return errLong
 	}
 	for ; n > 0; n-- {
 		if len(b) < 8 {
-			return m, errShort
+			return errShort
 		}
 		c := paxos.ConfigAt{Slot: binary.LittleEndian.Uint64(b)}
 		if c.Config, b, err = paxos.DecodeConfig(b[8:]); err != nil {
-			return m, err
+			return err
 		}
 		p.Configs = append(p.Configs, c)
 	}
 	if len(b) != 0 {
-		return m, errLong
+		return errLong
 	}
-	return m, nil
+	return nil
 }
 
 func appendCheckpoint(b []byte, c Checkpoint) []byte {
@@ -322,33 +352,35 @@ func decodeFetchReply(b []byte) (status paxos.Status, fs []fetched, err error) {
 //	0   group   [16]
 //	16  brick   [16]
 //	32  ballot
-//	64  checkpoint
+//	64  flags   u8    1: as a witness
+//	65  checkpoint
 type installCall struct {
 	group      ident.GroupID
 	brick      ident.BrickID
 	ballot     Ballot
+	witness    bool
 	checkpoint Checkpoint
 }
 
 func appendInstall(b []byte, m *installCall) []byte {
 	b = append(b, m.group[:]...)
 	b = append(b, m.brick[:]...)
-	b = paxos.AppendBallot(b, m.ballot)
+	b = append(paxos.AppendBallot(b, m.ballot), bit(m.witness))
 	return appendCheckpoint(b, m.checkpoint)
 }
 
 func decodeInstall(b []byte) (m installCall, err error) {
-	if len(b) < 64 {
+	if len(b) < 65 {
 		return m, errShort
 	}
 	m.group, m.brick = ident.GroupID(b[:16]), ident.BrickID(b[16:32])
-	m.ballot = paxos.DecodeBallot(b[32:])
-	m.checkpoint, b, err = decodeCheckpoint(b[64:])
+	m.ballot, m.witness = paxos.DecodeBallot(b[32:]), b[64] == 1
+	if m.ballot.IsZero() || b[64] > 1 {
+		return m, errValue
+	}
+	m.checkpoint, b, err = decodeCheckpoint(b[65:])
 	if err == nil && len(b) != 0 {
 		err = errLong
-	}
-	if err == nil && m.ballot.IsZero() {
-		err = errValue
 	}
 	return m, err
 }

@@ -10,6 +10,11 @@ type Hard struct {
 	Promised   Ballot
 	Cuts       []Cut // may be ahead of the journal; see Replayer
 	Checkpoint Checkpoint
+	// Since is the version of the configuration by which this brick left the group
+	// before it came again, or 0. What it knew then is gone except for its
+	// promise, so it counts in configurations of higher versions only.
+	Since   uint64
+	Witness bool // this copy keeps no bodies of data entries; never changes
 }
 
 // Effects are what the shell must do, in this order, before it answers.
@@ -37,13 +42,15 @@ type Acceptor struct {
 	log      slotLog
 	durable  uint64
 	commit   uint64
+	since    uint64
+	witness  bool
 	rec      Record // reused
 }
 
 // NewAcceptor makes the acceptor of a group whose journal holds nothing.
 func NewAcceptor(h Hard) *Acceptor {
 	a := &Acceptor{promised: h.Promised, opened: lastCut(h.Cuts).Ballot, cuts: h.Cuts, openPos: -1,
-		ckpt: h.Checkpoint}
+		ckpt: h.Checkpoint, since: h.Since, witness: h.Witness}
 	a.log.base, a.durable, a.commit = h.Checkpoint.UpTo, h.Checkpoint.UpTo, h.Checkpoint.UpTo
 	return a
 }
@@ -54,7 +61,7 @@ func (a *Acceptor) Hard() Hard {
 	if mutation == mutateForgetPromise {
 		promised = Ballot{}
 	}
-	return Hard{Promised: promised, Cuts: a.cuts, Checkpoint: a.ckpt}
+	return Hard{Promised: promised, Cuts: a.cuts, Checkpoint: a.ckpt, Since: a.since, Witness: a.witness}
 }
 
 func (a *Acceptor) Promised() Ballot       { return a.promised }
@@ -63,6 +70,7 @@ func (a *Acceptor) Opened() Ballot         { return a.opened }
 func (a *Acceptor) Commit() uint64         { return a.commit }
 func (a *Acceptor) Last() uint64           { return a.log.last() }
 func (a *Acceptor) LogBytes() int64        { return a.log.bytes }
+func (a *Acceptor) Witness() bool          { return a.witness }
 
 // Recovered is the last slot that the opened ballot learnt in its phase 1.
 func (a *Acceptor) Recovered() uint64 { return lastCut(a.cuts).Slot }
@@ -79,14 +87,12 @@ func (a *Acceptor) Received() uint64 {
 func (a *Acceptor) Durable() uint64 { return a.durable }
 
 // Config is the newest configuration in checkpoint or log, chosen or not.
-func (a *Acceptor) Config() Config {
-	for i := len(a.log.special) - 1; i >= 0; i-- {
-		if a.log.special[i].kind == EntryConfig {
-			return a.log.special[i].config
-		}
-	}
-	return a.ckpt.Config
-}
+func (a *Acceptor) Config() Config { return a.configAt(a.log.last()) }
+
+// Settled is the newest configuration that is known here to be settled: a later
+// slot is chosen too, so that any majority of its voters knows that it is
+// chosen (see Promise.decides). The members of older ones are not needed any more.
+func (a *Acceptor) Settled() Config { return a.configAt(max(a.commit, 1) - 1) }
 
 // Prepare promises ballot b. When it returns OK the shell carries out the effects and then answers with
 // Promise, provided the promise still stands. holderMayLive tells whether the promised ballot's node
@@ -107,19 +113,41 @@ func (a *Acceptor) Prepare(b Ballot, force, holderMayLive bool) (Status, Effects
 // Promise is the phase 1 answer. The caller has made all of it durable.
 func (a *Acceptor) Promise() Promise {
 	p := Promise{Checkpoint: a.ckpt, Cuts: a.cuts, Commit: a.commit,
-		Runs: append([]Run(nil), a.log.runs...)}
+		Runs: append([]Run(nil), a.log.runs...), Since: a.since, Witness: a.witness}
 	for _, s := range a.log.special {
 		if s.kind == EntryConfig {
 			p.Configs = append(p.Configs, ConfigAt{s.slot, s.config})
 		}
 	}
+	if a.witness {
+		p.Full = a.full()
+	}
 	return p
 }
 
-// State answers a probe by ballot b.
-func (a *Acceptor) State(b Ballot) (Status, State) {
+// full lists the slots that are not data.
+func (a *Acceptor) full() (runs []Run) {
+	for s := a.log.base + 1; s <= a.log.last(); s++ {
+		if a.log.at(s).kind == EntryData {
+			continue
+		}
+		if n := len(runs); n > 0 && runs[n-1].To+1 == s {
+			runs[n-1].To = s
+		} else if n < RunsMax {
+			runs = append(runs, Run{From: s, To: s})
+		}
+	}
+	return runs
+}
+
+// State answers a probe by ballot b, which takes this copy for one with data or,
+// if bare, for a witness.
+func (a *Acceptor) State(b Ballot, bare bool) (Status, State) {
 	if !a.admits(b) {
 		return Fenced, State{}
+	}
+	if bare != a.witness {
+		return Removed, State{}
 	}
 	if a.opened == b {
 		s := State{Opened: true, Received: a.Received(), Durable: a.durable}
@@ -175,6 +203,9 @@ func (a *Acceptor) Open(b Ballot, cuts []Cut, j Journal) (Status, error) {
 func (a *Acceptor) Accept(m *Accept, j Journal) (Status, error) {
 	if !a.admits(m.Ballot) {
 		return Fenced, nil
+	}
+	if m.Bare != a.witness {
+		return Removed, nil
 	}
 	if a.opened != m.Ballot {
 		return Gap, nil
@@ -300,10 +331,12 @@ func (a *Acceptor) Due() (Checkpoint, bool) {
 	return Checkpoint{}, false
 }
 
+// configAt is the newest configuration up to a slot. Versions ascend along a log,
+// but for what a forced configuration in the checkpoint has made void.
 func (a *Acceptor) configAt(slot uint64) Config {
 	c := a.ckpt.Config
 	for _, s := range a.log.special {
-		if s.kind == EntryConfig && s.slot <= slot {
+		if s.kind == EntryConfig && s.slot <= slot && s.config.Version > c.Version {
 			c = s.config
 		}
 	}

@@ -81,8 +81,11 @@ func DecodeConfig(b []byte) (c Config, rest []byte, err error) {
 
 func decodeConfigBody(b []byte) (Config, error) {
 	c, rest, err := DecodeConfig(b)
-	if err == nil && (len(rest) != 0 || c.Voters() == 0) {
+	if err == nil && len(rest) != 0 {
 		err = errConfig
+	}
+	if err == nil {
+		err = c.Sound()
 	}
 	return c, err
 }

@@ -23,11 +23,14 @@ const (
 	Full
 	// Broken: the brick failed.
 	Broken
+	// Removed: the copy here left the group, or is not of the kind that is meant
+	// (with data or a witness). It takes part again only by joining anew.
+	Removed
 	statusCount
 )
 
 var statusNames = [statusCount]string{"ok", "fenced", "gap", "busy", "no group", "no brick",
-	"dropped", "full", "broken"}
+	"dropped", "full", "broken", "removed"}
 
 func (s Status) String() string {
 	if s < statusCount {
@@ -48,6 +51,7 @@ type Accept struct {
 	Stream uint32 // echoed in the answer
 	Kind   EntryKind
 	Sync   bool // start to sync at once
+	Bare   bool // for a witness: a data entry comes without its body
 }
 
 // Renew asks a member to take, at Ballot, entries that it already has at lower
@@ -68,6 +72,30 @@ type Promise struct {
 	Commit     uint64
 	Runs       []Run      // the log, ascending and contiguous from Checkpoint.UpTo+1
 	Configs    []ConfigAt // config entries in the log, ascending
+	// Since: the member votes in configurations of a higher version only; see Hard.
+	Since   uint64
+	Witness bool // it has no bodies of data entries
+	// Full are the slots of a witness whose bodies are here nevertheless, all but the
+	// data entries: ascending, no ballots, at most RunsMax.
+	Full []Run
+}
+
+// decides tells whether the configuration of slot is chosen by what the promise
+// shows. Nothing is ever proposed behind a configuration that is not chosen,
+// so whatever stands there proves that it was; and the entry here, being of no
+// lower ballot, has the chosen value.
+func (p *Promise) decides(slot uint64) bool {
+	return slot <= p.Commit || len(p.Runs) > 0 && slot < p.Runs[len(p.Runs)-1].To
+}
+
+// accepted tells whether the member has accepted a slot at ballot b.
+func (p *Promise) accepted(slot uint64, b Ballot) bool {
+	for _, r := range p.Runs {
+		if r.From <= slot && slot <= r.To {
+			return r.Ballot == b
+		}
+	}
+	return false
 }
 
 // ConfigAt is a config entry's slot and meaning.

@@ -12,11 +12,24 @@ const (
 	mutateSkipSync
 	mutateCarryStale
 	mutateCountLearner
+	mutateRemovedVotes
+	mutateTwoChanges
+	mutateWitnessQuorum
+	mutateWitnessSource
+	mutateReuseBallot
+	mutateForgetTomb
+	mutateRetireLate
+	mutateCarrySlot
 	mutationCount
 )
 
 var mutationNames = [mutationCount]string{"", "ignore-ballot", "ack-at-one", "forget-promise",
-	"skip-sync", "carry-stale", "count-learner"}
+	"skip-sync", "carry-stale", "count-learner", "removed-votes", "two-changes", "witness-quorum",
+	"witness-source", "reuse-ballot", "forget-tomb", "retire-late", "carry-slot"}
 
 // MutationNames lists the defects that a build with the tag mutate can have.
 func MutationNames() []string { return append([]string(nil), mutationNames[1:]...) }
+
+// MutatedTwoChanges tells the simulation that a second change may be tried
+// while one waits.
+func MutatedTwoChanges() bool { return mutation == mutateTwoChanges }

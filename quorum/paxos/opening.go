@@ -1,5 +1,7 @@
 package paxos
 
+import "fmt"
+
 // Opening is phase 1: it collects promises until they are enough to know every
 // entry that may have been chosen, and then says what the log is.
 type Opening struct {
@@ -56,36 +58,76 @@ func (o *Opening) Promised(m Member) bool {
 // required lists the configurations that must each have promised by majority. A
 // configuration of version v is proposed only after one of v-1 was chosen, and
 // a chosen one shows in any majority of its predecessor. So what counts is the
-// highest version met and, unless that is known to be chosen, every
-// configuration of that version and of the version before.
+// highest version met and, unless that is known to be chosen, the version
+// before; of each the one known to be chosen, or else every one met that no cut
+// has killed.
 func (o *Opening) required() []Config {
-	var top, chosen uint64
-	var met []Config
-	meet := func(c Config, isChosen bool) {
+	type known struct {
+		Config
+		chosen bool
+	}
+	var top uint64
+	var met []known
+	meet := func(c Config, chosen bool) {
 		top = max(top, c.Version)
-		if isChosen {
-			chosen = max(chosen, c.Version)
-		}
-		for _, m := range met {
-			if m.Equal(c) {
+		for i := range met {
+			if met[i].Equal(c) {
+				met[i].chosen = met[i].chosen || chosen
 				return
 			}
 		}
-		met = append(met, c)
+		met = append(met, known{c, chosen})
 	}
+	var cuts []Cut
 	for _, pr := range o.promises {
-		meet(pr.p.Checkpoint.Config, true)
-		for _, c := range pr.p.Configs {
-			meet(c.Config, c.Slot <= pr.p.Commit)
+		cuts = addCuts(cuts, pr.p.Cuts)
+	}
+	for i, s := range o.alive(cuts) {
+		p := o.promises[i].p
+		meet(p.Checkpoint.Config, true)
+		for _, c := range p.Configs {
+			if n := len(s.runs); n > 0 && c.Slot <= s.runs[n-1].To {
+				meet(c.Config, p.decides(c.Slot))
+			}
 		}
 	}
 	var req []Config
-	for _, c := range met {
-		if c.Version == top || (c.Version+1 == top && chosen < top) {
-			req = append(req, c)
+	for v := top; v > 0 && v+1 >= top; v-- {
+		chosen := false
+		for _, c := range met {
+			if c.Version == v && c.chosen {
+				req, chosen = append(req, c.Config), true
+			}
+		}
+		if chosen {
+			break
+		}
+		for _, c := range met {
+			if c.Version == v {
+				req = append(req, c.Config)
+			}
 		}
 	}
 	return req
+}
+
+// Version is that of the newest configuration met.
+func (o *Opening) Version() uint64 {
+	v := uint64(0)
+	for _, c := range o.required() {
+		v = max(v, c.Version)
+	}
+	return v
+}
+
+// String is for people.
+func (o *Opening) String() string {
+	s := fmt.Sprintf("%v requires %v", o.ballot, o.required())
+	for _, pr := range o.promises {
+		s += fmt.Sprintf("\n%v: checkpoint %d %v, commit %d, since %d, witness %v, runs %v, configurations %v", pr.from,
+			pr.p.Checkpoint.UpTo, pr.p.Checkpoint.Config, pr.p.Commit, pr.p.Since, pr.p.Witness, pr.p.Runs, pr.p.Configs)
+	}
+	return s
 }
 
 // Ask lists the members whose promise is wanted and not held.
@@ -108,13 +150,20 @@ func (o *Opening) Ask() []Member {
 	return ms
 }
 
-// Done tells whether the promises suffice.
+// Done tells whether the promises suffice: majorities, and the body of every
+// entry that may have been chosen at hand. Where only a witness knows of
+// such an entry, a member with data has to be waited for.
 func (o *Opening) Done() bool {
 	req := o.required()
+	return len(req) > 0 && o.enough(req) && o.plan(req) != nil
+}
+
+// enough tells whether the promises are majorities of all configurations.
+func (o *Opening) enough(req []Config) bool {
 	for _, c := range req {
 		n := 0
 		for _, m := range c.Members {
-			if votes(m.Role) && o.Promised(m) {
+			if votes(m.Role) && o.promiseIn(m, c) != nil {
 				n++
 			}
 		}
@@ -122,7 +171,36 @@ func (o *Opening) Done() bool {
 			return false
 		}
 	}
-	return len(req) > 0
+	return true
+}
+
+// promiseIn is the promise of a member as far as it counts in c.
+func (o *Opening) promiseIn(m Member, c Config) *Promise {
+	for _, pr := range o.promises {
+		if pr.from.Same(m) && pr.p.Since < c.Version {
+			return pr.p
+		}
+	}
+	return nil
+}
+
+// possible tells whether a slot may have been chosen at ballot b: whether those
+// who have accepted it so, and those who have not said, are a majority.
+func (o *Opening) possible(req []Config, slot uint64, b Ballot) bool {
+	for _, c := range req {
+		n := 0
+		for _, m := range c.Members {
+			if votes(m.Role) {
+				if p := o.promiseIn(m, c); p == nil || p.accepted(slot, b) {
+					n++
+				}
+			}
+		}
+		if n >= majority(c) {
+			return true
+		}
+	}
+	return false
 }
 
 func majority(c Config) int {
@@ -147,68 +225,131 @@ type Plan struct {
 // Segment is a run of slots and the members that have it.
 type Segment struct {
 	Run
-	Sources []Member
+	Sources []Member // with data
 }
 
 // Plan selects, for each slot, the value of the highest ballot. Only call it when Done.
 //
 // Entries that are dead by a cut that any of the members met are ignored, and
 // all those cuts are handed on together with this ballot's own.
-func (o *Opening) Plan() *Plan {
+func (o *Opening) Plan() *Plan { return o.plan(o.required()) }
+
+// source is a promise with what is left of its runs.
+type source struct {
+	from Member
+	bare bool  // no bodies of data entries
+	full []Run // if bare: where there are bodies nevertheless
+	runs []Run
+}
+
+// at tells whether the body of a slot is there, and to where that holds.
+func (s *source) at(slot uint64) (full bool, to uint64) {
+	if !s.bare {
+		return true, ^uint64(0)
+	}
+	for _, r := range s.full {
+		switch {
+		case slot < r.From:
+			return false, r.From - 1
+		case slot <= r.To:
+			return true, r.To
+		}
+	}
+	return false, ^uint64(0)
+}
+
+// plan returns nil if an entry that may have been chosen has no source with data.
+func (o *Opening) plan(req []Config) *Plan {
 	plan := &Plan{Ballot: o.ballot}
 	for i, pr := range o.promises {
-		if i == 0 || pr.p.Checkpoint.UpTo > plan.Checkpoint.UpTo {
+		if i == 0 || pr.p.Checkpoint.UpTo > plan.Checkpoint.UpTo ||
+			pr.p.Checkpoint.UpTo == plan.Checkpoint.UpTo && pr.p.Checkpoint.Config.Version > plan.Checkpoint.Config.Version {
 			plan.Checkpoint = pr.p.Checkpoint
 		}
 		plan.Cuts = addCuts(plan.Cuts, pr.p.Cuts)
 		plan.Commit = max(plan.Commit, pr.p.Commit)
 	}
-	type source struct {
-		from Member
-		runs []Run
-	}
-	var sources []source
+	sources := o.alive(plan.Cuts)
 	plan.Recovered = plan.Checkpoint.UpTo
+	for {
+		seg, ok := o.segment(req, sources, plan.Recovered+1)
+		if !ok {
+			return nil
+		}
+		if len(seg.Sources) == 0 {
+			break
+		}
+		plan.Segments = append(plan.Segments, seg)
+		plan.Recovered = seg.To
+	}
+	if plan.Commit > plan.Recovered {
+		return nil // what is known to be chosen is not here yet
+	}
+	plan.Commit = max(plan.Commit, plan.Checkpoint.UpTo)
+	plan.Cuts = pruneCuts(addCut(plan.Cuts, Cut{o.ballot, plan.Recovered}), plan.Commit)
+	return plan
+}
+
+// alive lists what no cut has killed.
+func (o *Opening) alive(cuts []Cut) []source {
+	var out []source
 	for _, pr := range o.promises {
-		s := source{from: pr.from}
+		s := source{from: pr.from, bare: pr.p.Witness && mutation != mutateWitnessSource, full: pr.p.Full}
 		for _, r := range pr.p.Runs {
-			for _, c := range plan.Cuts {
+			for _, c := range cuts {
 				if r.Ballot.Less(c.Ballot) && mutation != mutateCarryStale {
 					r.To = min(r.To, c.Slot)
 				}
 			}
 			if r.From <= r.To {
 				s.runs = append(s.runs, r)
-				plan.Recovered = max(plan.Recovered, r.To)
 			}
 		}
-		sources = append(sources, s)
+		out = append(out, s)
 	}
-	plan.Commit = max(min(plan.Commit, plan.Recovered), plan.Checkpoint.UpTo)
-	plan.Cuts = pruneCuts(addCut(plan.Cuts, Cut{o.ballot, plan.Recovered}), plan.Commit)
-	for at := plan.Checkpoint.UpTo + 1; at <= plan.Recovered; {
-		seg := Segment{Run: Run{From: at, To: plan.Recovered}}
+	return out
+}
+
+// segment is what begins at a slot: the entries of the highest ballot, unless
+// no source has their data and they cannot have been chosen; then the next
+// lower ones. Without sources, nothing is there. Not ok: they may have been chosen,
+// and nobody here has their data.
+func (o *Opening) segment(req []Config, sources []source, at uint64) (seg Segment, ok bool) {
+	seg.Run = Run{From: at, To: at}
+	var below *Ballot // what was passed over
+	for {
+		to, met := ^uint64(0), false
+		seg.Ballot, seg.Sources = Ballot{}, nil
 		for _, s := range sources {
+			full, until := s.at(at)
+			to = min(to, until)
 			for _, r := range s.runs {
 				switch {
 				case r.From > at: // what is best may change where it begins
-					seg.To = min(seg.To, r.From-1)
+					to = min(to, r.From-1)
 				case r.To >= at:
-					seg.To = min(seg.To, r.To)
-					if seg.Ballot.Less(r.Ballot) {
-						seg.Ballot, seg.Sources = r.Ballot, seg.Sources[:0]
+					to = min(to, r.To)
+					if below != nil && !r.Ballot.Less(*below) {
+						continue
 					}
-					if seg.Ballot == r.Ballot {
+					met = true
+					if seg.Ballot.Less(r.Ballot) {
+						seg.Ballot, seg.Sources = r.Ballot, nil
+					}
+					if seg.Ballot == r.Ballot && full {
 						seg.Sources = append(seg.Sources, s.from)
 					}
 				}
 			}
 		}
-		if len(seg.Sources) == 0 {
-			panic("paxos: a promised log has a hole")
+		if !met || len(seg.Sources) > 0 {
+			seg.To = to
+			return seg, true
 		}
-		plan.Segments = append(plan.Segments, seg)
-		at = seg.To + 1
+		if o.possible(req, at, seg.Ballot) {
+			return seg, false
+		}
+		b := seg.Ballot
+		below = &b
 	}
-	return plan
 }

@@ -5,6 +5,8 @@ type Peer struct {
 	Member
 	state                  peerState
 	connected              bool
+	witness                bool   // it gets no bodies of data entries, whatever its role is now
+	insync                 bool   // little was missing, and it has kept up since
 	heard                  bool   // since the last tick
 	tight                  bool   // its journal is getting full
 	opened                 bool   // it met this ballot, or will before anything else that is sent
@@ -64,17 +66,19 @@ type Out struct {
 	Kind       OutKind
 	EntryKind  EntryKind
 	Sync       bool // OutAccept, OutRenew, OutSync: make durable what came so far
+	Bare       bool // the peer is a witness; OutAccept of data has no body
 	Stream     uint32
 	Slot       uint64 // OutAccept
 	Commit     uint64
-	Body       []byte      // OutAccept; as proposed
+	Body       []byte      // OutAccept; as proposed, or nothing if Bare
 	Runs       []Run       // OutRenew
 	Cuts       []Cut       // OutOpen; shared, read only
 	Checkpoint *Checkpoint // OutInstall: report back with OnInstalled
 }
 
 // Peers counts the peers. Their indexes change only in calls that change
-// members: Propose of a configuration, AddLearner, RemoveLearner, and On... that choose one.
+// members: Propose of a configuration, AddLearner, RemoveLearner, and Advance, Tick
+// and On... that choose one.
 func (p *Proposer) Peers() int { return len(p.peers) }
 
 // Member is the identity of peer i.
@@ -116,7 +120,7 @@ func (p *Proposer) addPeer(m Member) {
 		p.peers[i].Member.Role = m.Role
 		return
 	}
-	p.peers = append(p.peers, Peer{Member: m, syncWant: p.commit})
+	p.peers = append(p.peers, Peer{Member: m, witness: m.Role == Witness, syncWant: p.commit})
 }
 
 // dropPeers removes the peers that no view has, learners apart.
@@ -135,11 +139,11 @@ func (p *Proposer) dropPeers() {
 	p.peers = kept
 }
 
-// AddLearner feeds m without counting it.
+// AddLearner feeds m, which shall have m.Role, without counting it.
 func (p *Proposer) AddLearner(m Member) {
 	if p.Index(m) < 0 {
-		m.Role = Learner
 		p.addPeer(m)
+		p.peers[len(p.peers)-1].Role = Learner
 		p.recount()
 	}
 }
@@ -167,15 +171,19 @@ func (p *Proposer) CaughtUp(i int) bool {
 		p.tail.between(q.durable, p.tail.last()) < WindowBytesMax/4
 }
 
-// Connect tells that the way to peer i came up or went down.
+// Connect tells that the way to peer i came up or went down. Call Advance
+// afterwards, since nothing waits for a peer that is away.
 func (p *Proposer) Connect(i int, up bool) {
 	q := &p.peers[i]
-	q.connected = up
+	q.connected, q.insync = up, false
 	q.received = q.durable // the rest may be lost by a power cut until it says otherwise
 	if q.state != peerInstalling {
 		q.state, q.repeat = peerProbe, false
 	}
 }
+
+// Advance draws the consequences of Connect. It reports whether a watermark rose.
+func (p *Proposer) Advance() bool { return p.advance() }
 
 // Pull says what to send to peer i next; false when nothing is due.
 func (p *Proposer) Pull(i int) (Out, bool) {
@@ -189,11 +197,11 @@ func (p *Proposer) Pull(i int) (Out, bool) {
 			q.stream, q.syncSent, q.commitSent = q.stream+1, 0, 0
 		}
 		q.state, q.repeat = peerProbing, false
-		return Out{Kind: OutProbe, Stream: q.stream, Commit: p.commit}, true
+		return Out{Kind: OutProbe, Stream: q.stream, Bare: q.witness, Commit: p.commit}, true
 	case peerBehind:
 		q.state = peerInstalling
 		c := p.ckpt
-		return Out{Kind: OutInstall, Stream: q.stream, Checkpoint: &c}, true
+		return Out{Kind: OutInstall, Stream: q.stream, Bare: q.witness, Checkpoint: &c}, true
 	case peerStreaming:
 		return p.pullStream(q)
 	}
@@ -204,9 +212,9 @@ func (p *Proposer) pullStream(q *Peer) (Out, bool) {
 	if q.next <= p.tail.base {
 		q.state = peerInstalling
 		c := p.ckpt
-		return Out{Kind: OutInstall, Stream: q.stream, Checkpoint: &c}, true
+		return Out{Kind: OutInstall, Stream: q.stream, Bare: q.witness, Checkpoint: &c}, true
 	}
-	out := Out{Stream: q.stream, Commit: p.commit}
+	out := Out{Stream: q.stream, Bare: q.witness, Commit: p.commit}
 	if !q.opened {
 		q.opened = true
 		out.Kind, out.Cuts = OutOpen, p.cuts
@@ -226,6 +234,9 @@ func (p *Proposer) pullStream(q *Peer) (Out, bool) {
 			last = q.next
 			e := p.tail.at(q.next)
 			out.Kind, out.Slot, out.EntryKind, out.Body = OutAccept, q.next, e.kind, e.body
+			if q.witness && e.kind == EntryData {
+				out.Body = nil
+			}
 		}
 		q.next = last + 1
 		if p.eager || (want > max(q.syncSent, q.durable) && last >= want) {
@@ -275,19 +286,19 @@ func (p *Proposer) OnState(i int, stream uint32, status Status, s State) bool {
 	switch status {
 	case OK:
 	case NoGroup:
-		q.state, q.received, q.durable = peerBehind, 0, 0
-		return false
+		q.state, q.received, q.durable, q.insync = peerBehind, 0, 0, false
+		return p.advance()
 	default:
-		q.state, q.trouble = peerStuck, status
-		return false
+		q.state, q.trouble, q.insync = peerStuck, status, false
+		return p.advance()
 	}
 	if s.Received > p.tail.last() || s.Durable > s.Received {
-		q.state, q.trouble = peerStuck, Broken
-		return false
+		q.state, q.trouble, q.insync = peerStuck, Broken, false
+		return p.advance()
 	}
 	q.received, q.durable = s.Received, max(q.durable, s.Durable)
 	if s.Received < p.ckpt.UpTo {
-		q.state = peerBehind
+		q.state, q.insync = peerBehind, false
 		return p.advance()
 	}
 	q.state, q.next, q.opened = peerStreaming, s.Received+1, s.Opened
@@ -318,12 +329,15 @@ func (p *Proposer) OnAccepted(i int, stream uint32, status Status, received, dur
 		switch status {
 		case OK:
 		case Full, Broken:
-			q.state, q.trouble = peerStuck, status
+			q.state, q.trouble, q.insync = peerStuck, status, false
 		default:
 			q.state = peerProbe
 		}
 	}
 	q.received = max(q.received, q.durable)
+	if q.connected && q.state == peerStreaming && p.tail.between(q.received, p.tail.last()) < WindowBytesMax/4 {
+		q.insync = true
+	}
 	return p.advance()
 }
 
@@ -357,17 +371,19 @@ func (p *Proposer) OnInstalled(i int, status Status) {
 }
 
 // Tick is called at a steady pace while Busy: a peer that owes an answer and
-// gave none since the last tick, or that was stuck, is probed again.
-func (p *Proposer) Tick() {
+// gave none since the last tick, or that was stuck, is probed again. It reports
+// whether a watermark rose, since nothing waits for a peer that is silent.
+func (p *Proposer) Tick() bool {
 	for i := range p.peers {
 		q := &p.peers[i]
 		if q.connected && p.owes(q) && !q.heard || q.state == peerStuck {
 			// A member slower than the ticks must still come through.
 			q.repeat = q.state == peerProbing
-			q.state = peerProbe
+			q.state, q.insync = peerProbe, false
 		}
 		q.heard = false
 	}
+	return p.advance()
 }
 
 func (p *Proposer) owes(q *Peer) bool {

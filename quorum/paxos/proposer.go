@@ -39,6 +39,7 @@ type view struct {
 	config Config
 	voters []int
 	need   int
+	data   []int // the voters with data, if there is a witness; see reached
 }
 
 // NewProposer takes over from phase 1. entries are the bodies of the plan's
@@ -64,6 +65,9 @@ func NewProposer(plan *Plan, entries []Entry) (*Proposer, error) {
 			return nil, fmt.Errorf("slot %d: %w", e.Slot, err)
 		}
 		p.add(e.Kind, e.Body)
+	}
+	if n := len(entries); mutation == mutateCarrySlot && n > 0 && entries[n-1].Kind == EntryData {
+		p.add(EntryData, entries[n-1].Body)
 	}
 	p.add(EntryOpen, nil)
 	p.recount()
@@ -111,6 +115,28 @@ func (p *Proposer) Config() Config { return p.views[0].config }
 // Changing tells whether a configuration waits to be chosen.
 func (p *Proposer) Changing() bool { return len(p.views) > 1 }
 
+// newest is the newest configuration, chosen or not.
+func (p *Proposer) newest() Config { return p.views[len(p.views)-1].config }
+
+// Ready tells whether next would be chosen soon: a majority of its members has
+// durably all but the last few entries. One that is proposed earlier would hold
+// up everything behind it. Next to a witness all members with data must have caught
+// up: where it stands in for one of them, no other may be missing.
+func (p *Proposer) Ready(next Config) bool {
+	n, data := 0, 0
+	for i := range p.peers {
+		at := next.Find(p.peers[i].Member.Node, p.peers[i].Member.Brick)
+		if at < 0 || !votes(next.Members[at].Role) || !p.CaughtUp(i) {
+			continue
+		}
+		n++
+		if next.Members[at].Role == Voter {
+			data++
+		}
+	}
+	return n >= majority(next) && (next.Witnesses() == 0 || data+next.Witnesses() == next.Voters())
+}
+
 // Entry returns a slot of the tail.
 func (p *Proposer) Entry(slot uint64) Entry {
 	e := p.tail.at(slot)
@@ -128,8 +154,11 @@ func (p *Proposer) Propose(kind EntryKind, body []byte) (uint64, error) {
 		if err != nil {
 			return 0, err
 		}
-		if p.Changing() || c.Version != p.Config().Version+1 {
-			return 0, fmt.Errorf("configuration %d does not follow %d", c.Version, p.Config().Version)
+		if p.Changing() && mutation != mutateTwoChanges {
+			return 0, fmt.Errorf("configuration %d waits to be chosen", p.views[1].config.Version)
+		}
+		if err := p.newest().follows(c); err != nil {
+			return 0, err
 		}
 	}
 	slot := p.add(kind, body)
@@ -150,7 +179,7 @@ func (p *Proposer) Sync(slot uint64) {
 // sendLimit is the last slot that may be sent. A configuration entry stops
 // everything behind it, lest two sets of members decide about one slot.
 func (p *Proposer) sendLimit() uint64 {
-	if len(p.views) > 1 {
+	if len(p.views) > 1 && mutation != mutateTwoChanges {
 		return max(p.recovered, p.views[1].from)
 	}
 	return p.tail.last()
@@ -163,13 +192,13 @@ func (p *Proposer) recount() {
 	from := uint64(0)
 	p.views = p.views[:0]
 	for _, c := range p.configs {
-		if c.Slot <= p.commit {
+		if c.Slot <= p.commit && c.Config.Version > in.Version {
 			in, from = c.Config, c.Slot
 		}
 	}
 	p.views = append(p.views, view{from: from, config: in})
 	for _, c := range p.configs {
-		if c.Slot > p.commit {
+		if c.Slot > p.commit && c.Config.Version > p.newest().Version {
 			p.views = append(p.views, view{from: c.Slot, config: c.Config})
 		}
 	}
@@ -181,15 +210,25 @@ func (p *Proposer) recount() {
 	p.dropPeers()
 	for i := range p.views {
 		v := &p.views[i]
-		v.need = majority(v.config)
-		v.voters = nil
-		for k := range p.peers {
-			at := v.config.Find(p.peers[k].Member.Node, p.peers[k].Member.Brick)
-			if at >= 0 && votes(v.config.Members[at].Role) ||
-				mutation == mutateCountLearner && p.peers[k].Member.Role == Learner {
-				v.voters = append(v.voters, k)
+		v.count(p.peers)
+	}
+}
+
+// count finds the voters among the peers.
+func (v *view) count(peers []Peer) {
+	v.need, v.voters, v.data = majority(v.config), nil, nil
+	for k := range peers {
+		at := v.config.Find(peers[k].Member.Node, peers[k].Member.Brick)
+		if at >= 0 && votes(v.config.Members[at].Role) ||
+			mutation == mutateCountLearner && peers[k].Member.Role == Learner {
+			v.voters = append(v.voters, k)
+			if at >= 0 && v.config.Members[at].Role == Voter {
+				v.data = append(v.data, k)
 			}
 		}
+	}
+	if len(v.data) == len(v.voters) {
+		v.data = nil
 	}
 }
 
@@ -212,6 +251,9 @@ func (p *Proposer) watermark(of func(*Peer) uint64, floor uint64) uint64 {
 }
 
 // reached is the highest slot that a majority of the view's voters has reached.
+// With a witness, a majority may have the data once. So everything waits for all
+// members with data that keep up, and what is acknowledged is on one alone
+// only while the others are away.
 func (v *view) reached(peers []Peer, of func(*Peer) uint64) uint64 {
 	var marks [2 * MembersMax]uint64
 	n := 0
@@ -228,7 +270,13 @@ func (v *view) reached(peers []Peer, of func(*Peer) uint64) uint64 {
 	if v.need > n {
 		return 0
 	}
-	return marks[v.need-1]
+	reached := marks[v.need-1]
+	for _, k := range v.data {
+		if peers[k].insync {
+			reached = min(reached, of(&peers[k]))
+		}
+	}
+	return reached
 }
 
 func peerReceived(p *Peer) uint64 { return p.received }
@@ -270,7 +318,9 @@ func (p *Proposer) settle() {
 	gone := 0
 	for _, at := range p.configs {
 		if at.Slot <= s.upTo {
-			c.Config = at.Config
+			if at.Config.Version > c.Config.Version {
+				c.Config = at.Config
+			}
 			gone++
 		}
 	}

@@ -116,7 +116,7 @@ func (h *scripted) feed(i, n int) {
 		switch out.Kind {
 		case OutProbe:
 			h.sent = append(h.sent, "probe")
-			s, st := a.State(b)
+			s, st := a.State(b, out.Bare)
 			if s == Fenced {
 				h.core.OnFenced(a.Promised())
 				return

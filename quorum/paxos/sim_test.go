@@ -47,7 +47,8 @@ func TestSimulation(t *testing.T) {
 	}
 	t.Logf("%d seeds: %+v", seed-1, total)
 	if total.Opened < simSeeds || total.Chosen < 10*simSeeds || total.Received == 0 || total.Checkpoints == 0 ||
-		total.Installs == 0 || total.Joins == 0 || total.PowerCuts == 0 || total.Renewed == 0 {
+		total.Installs == 0 || total.Joins == 0 || total.Replaces == 0 || total.Removes == 0 ||
+		total.Witnesses == 0 || total.Retired == 0 || total.Revived == 0 || total.Wiped == 0 || total.PowerCuts == 0 || total.Renewed == 0 {
 		t.Fatalf("the simulation did too little: %+v", total)
 	}
 }

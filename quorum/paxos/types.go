@@ -6,6 +6,7 @@
 package paxos
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/gabion-storage/gabion/internal/ident"
@@ -37,7 +38,8 @@ const (
 	Voter Role = iota
 	// Learner is fed the log but never counted.
 	Learner
-	// Witness will vote without keeping bodies; formats carry it, nothing makes one yet.
+	// Witness votes without keeping data: it has the places and ballots of all
+	// entries, and the bodies of configurations and checkpoints alone.
 	Witness
 )
 
@@ -59,6 +61,10 @@ type Member struct {
 	Node  ident.NodeID
 	Brick ident.BrickID
 	Role  Role
+}
+
+func (m Member) String() string {
+	return fmt.Sprintf("%s/%s %v", m.Node.Short(), m.Brick.Short(), m.Role)
 }
 
 // Same tells whether m and o are one copy, whatever their roles.
@@ -92,6 +98,17 @@ func (c Config) Voters() int {
 	return n
 }
 
+// Witnesses counts the members that vote without data.
+func (c Config) Witnesses() int {
+	n := 0
+	for _, m := range c.Members {
+		if m.Role == Witness {
+			n++
+		}
+	}
+	return n
+}
+
 // Equal tells whether two configurations are the same, order included.
 func (c Config) Equal(o Config) bool {
 	if c.Version != o.Version || len(c.Members) != len(o.Members) {
@@ -103,6 +120,52 @@ func (c Config) Equal(o Config) bool {
 		}
 	}
 	return true
+}
+
+func (c Config) String() string {
+	s := fmt.Sprintf("%d:", c.Version)
+	for _, m := range c.Members {
+		s += " " + m.String()
+	}
+	return s
+}
+
+// Sound tells whether c may be in force: every majority has a member with data,
+// so that witnesses never decide alone.
+func (c Config) Sound() error {
+	switch voters, witnesses := c.Voters(), c.Witnesses(); {
+	case voters == 0:
+		return errors.New("a configuration without a voter")
+	case witnesses > voters/2 && mutation != mutateWitnessQuorum:
+		return fmt.Errorf("%d witnesses among %d voters could decide without data", witnesses, voters)
+	}
+	return nil
+}
+
+// follows tells whether next may be proposed after c: one member more, one less,
+// or one in the place of another. A member does not change its role.
+func (c Config) follows(next Config) error {
+	if next.Version != c.Version+1 {
+		return fmt.Errorf("configuration %d does not follow %d", next.Version, c.Version)
+	}
+	added, removed := 0, 0
+	for _, m := range next.Members {
+		switch i := c.Find(m.Node, m.Brick); {
+		case i < 0:
+			added++
+		case c.Members[i].Role != m.Role:
+			return fmt.Errorf("the %v on node %s cannot become a %v: it must leave first", c.Members[i].Role, m.Node.Short(), m.Role)
+		}
+	}
+	for _, m := range c.Members {
+		if next.Find(m.Node, m.Brick) < 0 {
+			removed++
+		}
+	}
+	if added > 1 || removed > 1 || added+removed == 0 {
+		return fmt.Errorf("%d members join and %d leave at once", added, removed)
+	}
+	return next.Sound()
 }
 
 func votes(r Role) bool { return r == Voter || r == Witness }

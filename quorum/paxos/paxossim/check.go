@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"hash/fnv"
+	"slices"
 
 	"github.com/gabion-storage/gabion/quorum/paxos"
 )
@@ -15,10 +16,13 @@ import (
 //  3. What was only received is too, unless the power was cut since.
 //  4. What an opening did not have, and was proposed below it, never returns.
 //  5. A checkpoint's value is the state at its slot.
-//  6. An acceptor never forgets a promise, nor what it reported with one (node.remembers).
+//  6. A value is chosen in the slot that it was proposed for.
+//  7. An acceptor never forgets a promise, nor what it reported with one (node.remembers).
 type checker struct {
 	birth   paxos.Config
-	wiped   bool
+	configs []paxos.Config // proposed
+	settled paxos.Config   // newest of which a majority knows that it is chosen
+	lost    []paxos.Member // disks that are gone, or never had the group
 	log     map[uint64]*chosen
 	high    uint64
 	digests map[uint64][]byte
@@ -26,6 +30,7 @@ type checker struct {
 	acks    map[uint64]ack
 	power   int                     // power cuts so far
 	origins map[uint64]paxos.Ballot // of each value: who proposed it first
+	slots   map[uint64]uint64       // and where
 	newest  *opening
 }
 
@@ -54,10 +59,33 @@ func (c *checker) init() []byte {
 	c.digests = map[uint64][]byte{0: {0}}
 	c.acks = make(map[uint64]ack)
 	c.origins = make(map[uint64]paxos.Ballot)
+	c.slots = make(map[uint64]uint64)
 	return c.digests[0]
 }
 
 func (c *checker) powerCut() { c.power++ }
+
+// expendable tells whether a member's disk may be lost for ever: every
+// configuration that may still matter keeps a majority, and where a witness votes
+// the data may be on one member alone.
+func (c *checker) expendable(m paxos.Member) bool {
+	safe := func(cfg paxos.Config) bool {
+		lost, witness := 1, false
+		for _, v := range cfg.Members {
+			witness = witness || v.Role == paxos.Witness
+			if !v.Same(m) && slices.ContainsFunc(c.lost, v.Same) {
+				lost++
+			}
+		}
+		return cfg.Find(m.Node, m.Brick) < 0 || 2*lost < cfg.Voters() && (!witness || m.Role == paxos.Witness)
+	}
+	for _, cfg := range c.configs {
+		if cfg.Version > c.settled.Version && !safe(cfg) {
+			return false
+		}
+	}
+	return safe(c.settled)
+}
 
 // digestAt is the state after a chosen slot: a hash over all entries so far.
 func (c *checker) digestAt(slot uint64) []byte {
@@ -82,12 +110,17 @@ func valueOf(e paxos.Entry) (uint64, bool) {
 	return binary.LittleEndian.Uint64(e.Body), true
 }
 
-func (w *World) proposed(b paxos.Ballot, slot, value uint64) { w.check.origins[value] = b }
+func (w *World) proposed(b paxos.Ballot, slot, value uint64) {
+	w.check.origins[value], w.check.slots[value] = b, slot
+}
 
 // chosen is called when a holder sees that a slot is durable on a majority.
 func (w *World) chosen(b paxos.Ballot, e paxos.Entry) {
 	c := &w.check
 	w.stats.Chosen++
+	if v, ok := valueOf(e); ok && c.slots[v] != e.Slot {
+		w.fail("value %d, proposed for slot %d, was chosen in slot %d", v, c.slots[v], e.Slot)
+	}
 	if old := c.log[e.Slot]; old != nil {
 		if old.kind != e.Kind || !bytes.Equal(old.body, e.Body) {
 			w.fail("slot %d was chosen twice: %v %x at %v and %v %x at %v", e.Slot,
@@ -98,6 +131,9 @@ func (w *World) chosen(b paxos.Ballot, e paxos.Entry) {
 		}
 	} else {
 		c.log[e.Slot] = &chosen{e.Kind, e.Body, b}
+		if e.Kind == paxos.EntryConfig {
+			w.stats.Configs++
+		}
 		c.high = max(c.high, e.Slot)
 	}
 	if o := c.newest; o != nil && b.Less(o.ballot) {

@@ -21,7 +21,7 @@ type holder struct {
 	commit  uint64
 	receive uint64
 	start   uint64 // next slot when it was opened
-	joining *paxos.Member
+	change  *change
 }
 
 // open begins phase 1 on this node, with a ballot above what it knows.
@@ -29,20 +29,35 @@ func (n *node) open() {
 	if !n.up || n.holder != nil && n.w.rng.IntN(4) > 0 && !n.w.calm {
 		return
 	}
-	high := n.epoch
-	if n.acceptor != nil {
-		high = max(high, n.acceptor.Promised().Epoch)
+	var highest paxos.Ballot
+	hints := []paxos.Config{n.w.check.birth}
+	look := func(o *node) {
+		switch {
+		case o.acceptor != nil:
+			// A configuration may wait to be chosen that its own members have not met.
+			hints = append(hints, o.acceptor.Config(), paxos.Config{Members: []paxos.Member{{Node: o.member.Node, Brick: o.member.Brick}}})
+			if highest.Less(o.acceptor.Promised()) {
+				highest = o.acceptor.Promised()
+			}
+		case o.disk.tomb != nil && o.up:
+			hints = append(hints, o.disk.tomb.Config)
+		}
 	}
-	o := n.w.nodes[n.w.rng.IntN(len(n.w.nodes))]
-	config := n.w.check.birth
-	if o.acceptor != nil && n.w.connected(n.i, o.i) {
-		high = max(high, o.acceptor.Promised().Epoch)
-		config = o.acceptor.Config()
+	look(n)
+	if o := n.w.nodes[n.w.rng.IntN(len(n.w.nodes))]; n.w.connected(n.i, o.i) {
+		look(o)
 	}
-	n.epoch = high + 1
-	b := paxos.Ballot{Epoch: n.epoch, Node: n.member.Node, Boot: n.boot}
+	if n.w.calm { // everybody is asked
+		for _, o := range n.w.nodes {
+			look(o)
+		}
+	}
+	b := paxos.NextBallot(highest, n.epoch, n.member.Node, n.boot)
+	n.epoch = b.Epoch
 	h := &holder{n: n, ballot: b, opening: paxos.NewOpening(b), bodies: make(map[uint64]paxos.Entry)}
-	h.opening.Hint(config)
+	for _, c := range hints {
+		h.opening.Hint(c)
+	}
 	n.holder = h
 	n.w.trace("node %d opens %v", n.i, b)
 	h.ask()
@@ -53,7 +68,7 @@ func (h *holder) nodeOf(m paxos.Member) int { return int(m.Node[0]) - 1 }
 func (h *holder) ask() {
 	for _, m := range h.opening.Ask() {
 		to := h.n.w.nodes[h.nodeOf(m)]
-		h.n.w.send(h.n.i, to.i, func() { to.prepare(h.n.i, h.ballot) })
+		h.n.w.send(h.n.i, to.i, func() { to.prepare(h.n.i, m, h.ballot) })
 	}
 }
 
@@ -77,9 +92,10 @@ func (h *holder) advance() {
 
 func (h *holder) fetchNext() {
 	for _, seg := range h.plan.Segments[h.segment:] {
-		h.source = seg.Sources[h.n.w.rng.IntN(len(seg.Sources))]
-		to := h.n.w.nodes[h.nodeOf(h.source)]
-		h.n.w.send(h.n.i, to.i, func() { to.fetch(h.n.i, h.ballot, seg) })
+		m := seg.Sources[h.n.w.rng.IntN(len(seg.Sources))]
+		h.source = m
+		to := h.n.w.nodes[h.nodeOf(m)]
+		h.n.w.send(h.n.i, to.i, func() { to.fetch(h.n.i, m, h.ballot, seg) })
 		return
 	}
 	var entries []paxos.Entry
@@ -133,7 +149,8 @@ func (h *holder) connect(o int, up bool) {
 			h.core.Connect(i, up)
 		}
 	}
-	h.pump()
+	h.core.Advance()
+	h.after()
 }
 
 func (h *holder) fenced(by paxos.Ballot) {
@@ -156,10 +173,13 @@ func (h *holder) pump() {
 				break
 			}
 			if out.Kind == paxos.OutInstall {
-				h.n.w.send(h.n.i, to.i, func() { to.install(h.n.i, h.ballot, *out.Checkpoint) })
+				if out.Bare {
+					m.Role = paxos.Witness
+				}
+				h.n.w.send(h.n.i, to.i, func() { to.install(h.n.i, m, h.ballot, *out.Checkpoint) })
 				continue
 			}
-			h.n.w.send(h.n.i, to.i, func() { to.take(h.n.i, h.ballot, out) })
+			h.n.w.send(h.n.i, to.i, func() { to.take(h.n.i, m, h.ballot, out) })
 		}
 	}
 }
@@ -220,9 +240,11 @@ func (h *holder) retry() {
 	switch {
 	case h.core != nil:
 		h.core.Tick()
-		h.pump()
+		h.after()
 	case h.plan != nil:
 		h.without(h.source)
+	case h.n.w.rng.IntN(20) == 0 && h.n.w.calm: // look around anew: the members may be others
+		h.n.holder = nil
 	default:
 		h.ask()
 	}
@@ -240,7 +262,10 @@ func (n *node) act() {
 		}
 		return
 	}
-	switch r := n.w.rng.IntN(100); {
+	if n.w.rng.IntN(100) < n.w.moves {
+		h.reconfigure()
+	}
+	switch r := n.w.rng.IntN(92); {
 	case r < 55:
 		h.propose()
 	case r < 75:
@@ -249,12 +274,10 @@ func (n *node) act() {
 		h.checkpoint()
 	case r < 90:
 		h.core.Tick()
-	case r < 92:
-		h.core.SetEager(n.w.rng.IntN(2) == 0)
 	default:
-		h.grow()
+		h.core.SetEager(n.w.rng.IntN(2) == 0)
 	}
-	h.pump()
+	h.after()
 }
 
 func (h *holder) propose() {
@@ -286,43 +309,6 @@ func (h *holder) checkpoint() {
 	h.core.Sync(slot)
 }
 
-// grow moves one step towards one more voter.
-func (h *holder) grow() {
-	w := h.n.w
-	if h.joining == nil {
-		n := len(h.core.Config().Members) // joined in order: the next one is new
-		if n == len(w.nodes) || h.core.Changing() {
-			return
-		}
-		m := w.nodes[n].member
-		h.joining = &m
-		h.core.AddLearner(m)
-		if w.connected(h.n.i, h.nodeOf(m)) {
-			h.connect(h.nodeOf(m), true)
-		}
-		h.core.Sync(h.core.Next() - 1)
-		return
-	}
-	m := *h.joining
-	c := h.core.Config()
-	i := h.core.Index(m)
-	switch {
-	case c.Find(m.Node, m.Brick) >= 0:
-		w.stats.Joins++
-		h.joining = nil
-	case w.rng.IntN(20) == 0 && !h.core.Changing():
-		h.core.RemoveLearner(m)
-		h.joining = nil
-	case !h.core.Changing() && i >= 0 && h.core.CaughtUp(i):
-		next := paxos.Config{Version: c.Version + 1, Members: append(append([]paxos.Member(nil), c.Members...), m)}
-		slot, err := h.core.Propose(paxos.EntryConfig, paxos.AppendConfig(nil, next))
-		if err != nil {
-			w.fail("join: %v", err)
-		}
-		h.core.Sync(slot)
-	}
-}
-
 // progress drives the only holder after healing; true once it has opened and had
 // an entry chosen since.
 func (n *node) progress() bool {
@@ -343,7 +329,7 @@ func (n *node) progress() bool {
 	}
 	h.core.Sync(h.core.Next() - 1)
 	h.core.Tick()
-	h.pump()
+	h.after()
 	return false
 }
 
@@ -354,7 +340,7 @@ func (n *node) describe() string {
 	}
 	s := fmt.Sprintf("%v opened %v", h.ballot, h.opened)
 	if h.core == nil {
-		return s + fmt.Sprintf(" asks %v", h.opening.Ask())
+		return s + fmt.Sprintf(" asks %v: %+v", h.opening.Ask(), h.opening)
 	}
 	s += fmt.Sprintf(" next %d commit %d config %d", h.core.Next(), h.core.Commit(), h.core.Config().Version)
 	for i := range h.core.Peers() {

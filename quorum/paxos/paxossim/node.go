@@ -1,6 +1,7 @@
 package paxossim
 
 import (
+	"github.com/gabion-storage/gabion/internal/ident"
 	"github.com/gabion-storage/gabion/quorum/paxos"
 )
 
@@ -8,9 +9,9 @@ import (
 type node struct {
 	w        *World
 	i        int
-	member   paxos.Member
+	member   paxos.Member // of the present disk
+	disks    int
 	up       bool
-	wiped    bool // the disk is gone, and with it the member
 	disk     disk
 	acceptor *paxos.Acceptor // nil: no group
 	to       int             // node of the proposer listened to
@@ -31,7 +32,18 @@ type disk struct {
 	next    int64
 	synced  int64 // records before this position are durable
 	hard    *paxos.Hard
+	tomb    *paxos.Tomb // the group was left, or never was here (nil as well)
 }
+
+// newDisk gives the node an empty disk, which is another member.
+func (n *node) newDisk() {
+	n.disks++
+	role := n.member.Role
+	n.member = paxos.Member{Node: ident.NodeID{byte(n.i + 1)}, Brick: ident.BrickID{byte(n.i + 1), byte(n.disks)}, Role: role}
+	n.disk, n.acceptor, n.promised, n.promise = disk{}, nil, nil, paxos.Ballot{}
+}
+
+func (n *node) is(m paxos.Member) bool { return n.member.Same(m) }
 
 type record struct {
 	pos  int64
@@ -47,6 +59,9 @@ type pendingSync struct {
 
 // Append is paxos.Journal's.
 func (n *node) Append(r *paxos.Record) (int64, int, error) {
+	if n.member.Role == paxos.Witness && r.EntryKind == paxos.EntryData && len(r.Body) > 0 {
+		n.w.fail("witness %d keeps the data of slot %d", n.i, r.Slot)
+	}
 	c := *r
 	c.Body = append([]byte(nil), r.Body...)
 	c.Runs = append([]paxos.Run(nil), r.Runs...)
@@ -100,7 +115,7 @@ func (n *node) restart() {
 	n.boot++
 	n.epoch = 0
 	n.w.trace("node %d starts", n.i)
-	if n.disk.hard != nil && !n.wiped {
+	if n.disk.hard != nil {
 		r := paxos.NewReplayer(*n.disk.hard)
 		for _, rec := range n.disk.records {
 			if err := r.Apply(&rec.rec, rec.pos, rec.size); err != nil {
@@ -177,10 +192,10 @@ func (n *node) answer(status paxos.Status) {
 	if a.Opened() != n.ballot {
 		received, durable = a.Checkpoint().UpTo, a.Checkpoint().UpTo
 	}
-	to, ballot, stream := n.to, n.ballot, n.stream
+	to, ballot, stream, m := n.to, n.ballot, n.stream, n.member
 	n.w.send(n.i, to, func() {
 		if h := n.w.nodes[to].holder; h != nil && h.core != nil && h.ballot == ballot {
-			if i := h.core.Index(n.member); i >= 0 {
+			if i := h.core.Index(m); i >= 0 {
 				h.core.OnAccepted(i, stream, status, received, durable)
 				h.after()
 			}
@@ -189,31 +204,31 @@ func (n *node) answer(status paxos.Status) {
 }
 
 // take carries out one of a proposer's messages.
-func (n *node) take(from int, ballot paxos.Ballot, out paxos.Out) {
+func (n *node) take(from int, m paxos.Member, ballot paxos.Ballot, out paxos.Out) {
 	a := n.acceptor
-	if a == nil {
-		status := paxos.NoGroup
-		if n.wiped {
-			status = paxos.NoBrick
-		}
-		n.state(from, ballot, out.Stream, status, paxos.State{})
+	switch {
+	case !n.is(m):
+		n.state(from, m, ballot, out.Stream, paxos.NoBrick, paxos.State{})
+		return
+	case a == nil:
+		n.state(from, m, ballot, out.Stream, paxos.NoGroup, paxos.State{})
 		return
 	}
 	var status paxos.Status
 	switch out.Kind {
 	case paxos.OutProbe:
-		status, s := a.State(ballot)
+		status, s := a.State(ballot, out.Bare)
 		if status == paxos.Fenced {
 			n.refuse(from, ballot)
 			return
 		}
-		n.state(from, ballot, out.Stream, status, s)
+		n.state(from, m, ballot, out.Stream, status, s)
 		return
 	case paxos.OutOpen:
 		status, _ = a.Open(ballot, out.Cuts, n)
 	case paxos.OutAccept:
 		status, _ = a.Accept(&paxos.Accept{Ballot: ballot, Commit: out.Commit,
-			Slot: out.Slot, Kind: out.EntryKind, Body: out.Body, Stream: out.Stream}, n)
+			Slot: out.Slot, Kind: out.EntryKind, Body: out.Body, Stream: out.Stream, Bare: out.Bare}, n)
 	case paxos.OutRenew:
 		n.w.stats.Renewed++
 		status, _ = a.Renew(&paxos.Renew{Ballot: ballot, Commit: out.Commit,
@@ -237,7 +252,10 @@ func (n *node) take(from int, ballot paxos.Ballot, out paxos.Out) {
 }
 
 func (n *node) refuse(to int, ballot paxos.Ballot) {
-	by := n.acceptor.Promised()
+	n.refuseBy(to, ballot, n.acceptor.Promised())
+}
+
+func (n *node) refuseBy(to int, ballot, by paxos.Ballot) {
 	n.w.send(n.i, to, func() {
 		if h := n.w.nodes[to].holder; h != nil && h.ballot == ballot {
 			h.fenced(by)
@@ -245,10 +263,10 @@ func (n *node) refuse(to int, ballot paxos.Ballot) {
 	})
 }
 
-func (n *node) state(to int, ballot paxos.Ballot, stream uint32, status paxos.Status, s paxos.State) {
+func (n *node) state(to int, m paxos.Member, ballot paxos.Ballot, stream uint32, status paxos.Status, s paxos.State) {
 	n.w.send(n.i, to, func() {
 		if h := n.w.nodes[to].holder; h != nil && h.core != nil && h.ballot == ballot {
-			if i := h.core.Index(n.member); i >= 0 {
+			if i := h.core.Index(m); i >= 0 {
 				h.core.OnState(i, stream, status, s)
 				h.after()
 			}
@@ -257,9 +275,13 @@ func (n *node) state(to int, ballot paxos.Ballot, stream uint32, status paxos.St
 }
 
 // prepare answers phase 1: persist, sync, tell; death may come in between.
-func (n *node) prepare(from int, ballot paxos.Ballot) {
+func (n *node) prepare(from int, m paxos.Member, ballot paxos.Ballot) {
 	a := n.acceptor
+	if !n.is(m) {
+		return
+	}
 	if a == nil {
+		n.redirect(from, ballot)
 		return
 	}
 	status, effects := a.Prepare(ballot, n.w.calm || n.w.rng.IntN(4) > 0, n.w.rng.IntN(2) == 0)
@@ -288,9 +310,21 @@ func (n *node) prepare(from int, ballot paxos.Ballot) {
 	n.promised, n.promise, n.opened = &p, ballot, a.Opened()
 	n.w.send(n.i, from, func() {
 		if h := n.w.nodes[from].holder; h != nil && h.ballot == ballot {
-			h.promised(n.member, &p)
+			h.promised(m, &p)
 		}
 	})
+}
+
+// redirect tells an opener by which configuration this member left.
+func (n *node) redirect(from int, ballot paxos.Ballot) {
+	if t := n.disk.tomb; t != nil {
+		n.w.send(n.i, from, func() {
+			if h := n.w.nodes[from].holder; h != nil && h.ballot == ballot && h.core == nil {
+				h.opening.Hint(t.Config)
+				h.ask()
+			}
+		})
+	}
 }
 
 func (n *node) mayDie() bool {
@@ -302,9 +336,9 @@ func (n *node) mayDie() bool {
 }
 
 // fetch answers with the entries of a run, if they are still there.
-func (n *node) fetch(from int, ballot paxos.Ballot, seg paxos.Segment) {
+func (n *node) fetch(from int, m paxos.Member, ballot paxos.Ballot, seg paxos.Segment) {
 	var entries []paxos.Entry
-	for slot := seg.From; slot <= seg.To && n.acceptor != nil; slot++ {
+	for slot := seg.From; slot <= seg.To && n.acceptor != nil && n.is(m); slot++ {
 		w, ok := n.acceptor.Locate(slot)
 		if !ok || w.Ballot != seg.Ballot {
 			break
@@ -313,18 +347,27 @@ func (n *node) fetch(from int, ballot paxos.Ballot, seg paxos.Segment) {
 	}
 	n.w.send(n.i, from, func() {
 		if h := n.w.nodes[from].holder; h != nil && h.ballot == ballot {
-			h.fetched(n.member, seg, entries)
+			h.fetched(m, seg, entries)
 		}
 	})
 }
 
-func (n *node) install(from int, ballot paxos.Ballot, c paxos.Checkpoint) {
+func (n *node) install(from int, m paxos.Member, ballot paxos.Ballot, c paxos.Checkpoint) {
 	status := paxos.OK
 	switch {
-	case n.wiped:
+	case !n.is(m):
 		status = paxos.NoBrick
+	case n.acceptor == nil && n.disk.tomb != nil:
+		var h paxos.Hard
+		if h, status = n.disk.tomb.Revive(ballot, c, m.Role == paxos.Witness); status != paxos.OK {
+			n.refuseBy(from, ballot, n.disk.tomb.Promised)
+			return
+		}
+		n.disk.hard, n.disk.tomb = &h, nil
+		n.acceptor = paxos.NewAcceptor(h)
+		n.w.stats.Revived++
 	case n.acceptor == nil:
-		n.disk.hard = &paxos.Hard{Promised: ballot, Checkpoint: c}
+		n.disk.hard = &paxos.Hard{Promised: ballot, Checkpoint: c, Witness: m.Role == paxos.Witness}
 		n.acceptor = paxos.NewAcceptor(*n.disk.hard)
 		n.w.stats.Installs++
 	case ballot.Less(n.acceptor.Promised()):
@@ -338,12 +381,31 @@ func (n *node) install(from int, ballot paxos.Ballot, c paxos.Checkpoint) {
 	}
 	n.w.send(n.i, from, func() {
 		if h := n.w.nodes[from].holder; h != nil && h.core != nil && h.ballot == ballot {
-			if i := h.core.Index(n.member); i >= 0 {
+			if i := h.core.Index(m); i >= 0 {
 				h.core.OnInstalled(i, status)
 				h.after()
 			}
 		}
 	})
+}
+
+// retire hears that c is chosen and this member is not in it.
+func (n *node) retire(m paxos.Member, b paxos.Ballot, c paxos.Config) {
+	if n.acceptor == nil || !n.is(m) {
+		return
+	}
+	t, ok := n.acceptor.Retire(m, b, c)
+	if !ok || n.mayDie() {
+		return
+	}
+	n.w.trace("node %d has left by configuration %d", n.i, c.Version)
+	n.w.stats.Retired++
+	n.disk = disk{tomb: &t, next: n.disk.next, synced: n.disk.next}
+	n.acceptor, n.syncs, n.promised = nil, nil, nil
+	if t.Promised.Less(n.promise) {
+		n.w.fail("node %d forgot its promise of %v when it left", n.i, n.promise)
+	}
+	n.mayDie()
 }
 
 // persist takes a checkpoint; true if the node died of it.
@@ -371,12 +433,58 @@ func (n *node) maintain() {
 			return
 		}
 	}
-	switch n.w.rng.IntN(3) {
+	switch n.w.rng.IntN(4) {
 	case 0:
 		n.startSync()
 	case 1:
 		n.forward()
+	case 2:
+		n.belongs()
 	}
+}
+
+// belongs asks the others whether this one is still a member. It forgets the
+// group on the word of a majority alone, none of which knows of a configuration
+// with it, chosen or not: that one may be waiting for just this member.
+func (n *node) belongs() {
+	if n.w.rng.IntN(8) > 0 || n.w.feeds(n) {
+		return
+	}
+	m := n.member
+	var answers []paxos.Config
+	var c paxos.Config
+	var newest uint64
+	for _, o := range n.w.nodes {
+		if o != n && o.acceptor != nil && n.w.connected(n.i, o.i) {
+			if o.acceptor.Config().Find(m.Node, m.Brick) >= 0 {
+				return
+			}
+			newest = max(newest, o.acceptor.Config().Version)
+			if s := o.acceptor.Settled(); s.Version > c.Version {
+				c = s
+			}
+			answers = append(answers, paxos.Config{Members: []paxos.Member{o.member}})
+		}
+	}
+	voters := 0
+	for _, a := range answers {
+		if i := c.Find(a.Members[0].Node, a.Members[0].Brick); i >= 0 && c.Members[i].Role != paxos.Learner {
+			voters++
+		}
+	}
+	if voters > c.Voters()/2 && newest == c.Version {
+		n.retire(m, n.acceptor.Promised(), c)
+	}
+}
+
+// feeds tells whether a holder feeds the node as a learner.
+func (w *World) feeds(n *node) bool {
+	for _, o := range w.nodes {
+		if h := o.holder; h != nil && h.core != nil && h.core.Index(n.member) >= 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // forward copies the oldest entries to the journal's end, syncs, and trims.

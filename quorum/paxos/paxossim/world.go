@@ -1,27 +1,27 @@
 // Package paxossim runs the cores of package paxos in one goroutine, under
 // faults drawn from a seed: lost, delayed and repeated messages, connections
 // that end, processes that die, power cuts that take what was not synced, disks
-// that never come back, several proposers at once, checkpoints, installs and members that
-// join. A checker watches every step. The same seed gives the same run.
+// that never come back, several proposers at once, checkpoints, installs, members that
+// join, leave, take another's place or come back, and witnesses. A checker watches every step. The same seed gives the same run.
 package paxossim
 
 import (
 	"fmt"
 	"math/rand/v2"
 
-	"github.com/gabion-storage/gabion/internal/ident"
 	"github.com/gabion-storage/gabion/quorum/paxos"
 )
 
 // Options of a run. The zero value means the defaults.
 type Options struct {
-	Steps int // events under faults; default 4000
+	Steps int // events under faults; default 6000
 	Trace func(format string, args ...any)
 }
 
 // Stats counts what a run did, so that a test can demand that it did something.
 type Stats struct {
-	Opened, Chosen, Received, Checkpoints, Installs, Joins, PowerCuts, Crashes, Renewed int
+	Opened, Chosen, Received, Checkpoints, Installs, PowerCuts, Crashes, Renewed int
+	Configs, Joins, Replaces, Removes, Witnesses, Retired, Revived, Wiped        int
 }
 
 // Add sums o into s.
@@ -31,7 +31,14 @@ func (s *Stats) Add(o Stats) {
 	s.Received += o.Received
 	s.Checkpoints += o.Checkpoints
 	s.Installs += o.Installs
+	s.Configs += o.Configs
 	s.Joins += o.Joins
+	s.Replaces += o.Replaces
+	s.Removes += o.Removes
+	s.Witnesses += o.Witnesses
+	s.Retired += o.Retired
+	s.Revived += o.Revived
+	s.Wiped += o.Wiped
 	s.PowerCuts += o.PowerCuts
 	s.Crashes += o.Crashes
 	s.Renewed += o.Renewed
@@ -51,6 +58,9 @@ type World struct {
 	calm   bool          // healing: no more faults
 	faults int           // of 1000 events
 	opens  int           // of 1000 events
+	moves  int           // of 100 acts of a holder: changes of members
+	ills   int           // the higher, the longer damage lasts
+	pace   int           // most messages delivered in one event
 	nextID uint64
 	step   int
 	stats  Stats
@@ -64,7 +74,7 @@ type message struct {
 // Run simulates one seed. The error names what was violated, and when.
 func Run(seed uint64, opt Options) (stats Stats, err error) {
 	if opt.Steps == 0 {
-		opt.Steps = 4000
+		opt.Steps = 6000
 	}
 	w := newWorld(seed, opt)
 	defer func() {
@@ -98,25 +108,32 @@ func (w *World) fail(format string, args ...any) {
 func newWorld(seed uint64, opt Options) *World {
 	w := &World{rng: rand.New(rand.NewPCG(seed, 0x6761_6269_6f6e)), opt: opt}
 	w.faults = []int{1, 5, 15, 40}[w.rng.IntN(4)]
-	w.opens = []int{1, 3, 20}[w.rng.IntN(3)]
-	voters := []int{1, 3, 3, 3, 5}[w.rng.IntN(5)]
-	total := voters + w.rng.IntN(3)
+	w.opens = []int{1, 1, 3, 20}[w.rng.IntN(4)]
+	w.moves = []int{5, 40, 90}[w.rng.IntN(3)]
+	w.pace = []int{1, 4, 16}[w.rng.IntN(3)]
+	w.ills = []int{1, 1, 10, 1000}[w.rng.IntN(4)]
+	voters := []int{1, 2, 3, 3, 3, 5}[w.rng.IntN(6)]
+	total := voters + w.rng.IntN(4)
+	witnesses := []int{0, 0, 1, 2}[w.rng.IntN(4)]
 	cfg := paxos.Config{Version: 1}
-	for i := range total {
+	for i := range total + witnesses {
 		n := &node{w: w, i: i, up: true}
-		n.member = paxos.Member{Node: ident.NodeID{byte(i + 1)}, Brick: ident.BrickID{byte(i + 1)}}
+		n.newDisk()
+		if i >= total {
+			n.member.Role = paxos.Witness
+		}
 		w.nodes = append(w.nodes, n)
 		if i < voters {
 			cfg.Members = append(cfg.Members, n.member)
 		}
-		w.queues = append(w.queues, make([][]message, total))
-		w.cut = append(w.cut, make([]bool, total))
+		w.queues = append(w.queues, make([][]message, total+witnesses))
+		w.cut = append(w.cut, make([]bool, total+witnesses))
 	}
 	birth := paxos.Checkpoint{Value: w.check.init(), Config: cfg}
 	missed := -1
-	if voters > 1 && w.rng.IntN(4) == 0 {
+	if voters > 2 && w.rng.IntN(4) == 0 {
 		missed = w.rng.IntN(voters)
-		w.check.wiped = true // one loss is enough for three
+		w.check.lost = append(w.check.lost, cfg.Members[missed])
 	}
 	for i, n := range w.nodes[:voters] {
 		if i != missed {
@@ -124,7 +141,7 @@ func newWorld(seed uint64, opt Options) *World {
 			n.acceptor = paxos.NewAcceptor(*n.disk.hard)
 		}
 	}
-	w.check.birth = cfg
+	w.check.birth, w.check.settled = cfg, cfg
 	return w
 }
 
@@ -175,12 +192,18 @@ func (w *World) event() {
 	n := w.nodes[w.rng.IntN(len(w.nodes))]
 	switch {
 	case r < 600:
-		if !w.deliver() {
-			n.idle()
+		for range 1 + w.rng.IntN(w.pace) {
+			if !w.deliver() {
+				n.idle()
+				break
+			}
 		}
 	case r < 700:
 		n.finishSync()
 	case r < 880:
+		if o := w.holding(); o != nil && w.rng.IntN(4) > 0 {
+			n = o
+		}
 		n.act()
 	case r < 930:
 		n.maintain()
@@ -188,9 +211,22 @@ func (w *World) event() {
 		n.open()
 	case r < 930+w.opens+w.faults:
 		w.fault(n)
+	case r >= 995 && w.rng.IntN(w.ills) == 0:
+		w.mend(n)
 	default:
 		w.deliver()
 	}
+}
+
+// holding is a node with a proposer that is open, if there is one.
+func (w *World) holding() *node {
+	first := w.rng.IntN(len(w.nodes))
+	for i := range w.nodes {
+		if n := w.nodes[(first+i)%len(w.nodes)]; n.up && n.holder != nil && n.holder.opened {
+			return n
+		}
+	}
+	return nil
 }
 
 // fault does some damage, or mends some.
@@ -217,13 +253,25 @@ func (w *World) fault(n *node) {
 		for _, n := range w.nodes {
 			n.crash(true)
 		}
-	case r < 75 && !w.check.wiped && len(w.check.birth.Members) >= 3 && w.rng.IntN(4) == 0:
-		w.check.wiped = true
+	case r < 78 && w.check.expendable(n.member):
 		n.crash(true)
-		n.wiped = true
 		w.trace("disk of %d is gone for ever", n.i)
+		w.stats.Wiped++
+		w.check.lost = append(w.check.lost, n.member)
+		n.newDisk()
 	default:
 		n.restart()
+	}
+}
+
+// mend starts a node, if it is down, and all its links.
+func (w *World) mend(n *node) {
+	n.restart()
+	for o := range w.nodes {
+		if o != n.i && (w.cut[n.i][o] || w.cut[o][n.i]) {
+			w.cut[n.i][o], w.cut[o][n.i] = false, false
+			w.reconnect(n.i, o)
+		}
 	}
 }
 

@@ -83,8 +83,9 @@ func TestJoinEndsWithItsContext(t *testing.T) {
 	}
 	h.flush(t, h.put(t, "a"))
 	m := p.nodes[1].member()
-	m.Role = Witness
+	m.Role = Learner
 	wantKind(t, h.Join(context.Background(), m), fault.Invalid)
+	m.Role = Witness
 	wantKind(t, p.nodes[0].acc.Create(testGroup, Config{Version: 1, Members: []Member{m}}, nil), fault.Invalid)
 }
 

@@ -1,0 +1,67 @@
+package paxos
+
+// Tomb is what a member that left a group keeps for ever: enough that it can do
+// no harm when it is asked, or comes again. What it knew otherwise is forgotten.
+type Tomb struct {
+	// Promised stays promised: an opener may count on it.
+	Promised Ballot
+	// Config is the chosen configuration by which it left. It is told to whoever
+	// asks here for the group, and its version is the Since of a copy that
+	// comes again.
+	Config Config
+}
+
+// Retire decides on the word of the holder of b that c is settled and that m, the
+// member here, is not in it: if ok, the group is forgotten here as soon as the tomb is
+// durable. A lower ballot than the promise is not listened to: its word may be late, and
+// a later holder counts on the copy by now. An older configuration than the newest known here says nothing: m may
+// have joined anew since. What was acknowledged in configurations up to c
+// rests on a majority of c, which does not have m; in later ones m cannot have
+// acknowledged anything, or it would know them.
+func (a *Acceptor) Retire(m Member, b Ballot, c Config) (t Tomb, ok bool) {
+	old := b.Less(a.promised) || c.Version <= a.since || c.Version < a.Config().Version
+	if c.Find(m.Node, m.Brick) >= 0 || old && mutation != mutateRetireLate {
+		return Tomb{}, false
+	}
+	if mutation == mutateForgetTomb {
+		return Tomb{Config: c}, true
+	}
+	return Tomb{Promised: a.promised, Config: c}, true
+}
+
+// Revive is the stable state of a copy that joins anew, by ballot b and from a
+// chosen checkpoint; Fenced if b is below what was promised before.
+func (t Tomb) Revive(b Ballot, c Checkpoint, witness bool) (Hard, Status) {
+	if b.Less(t.Promised) {
+		return Hard{}, Fenced
+	}
+	h := Hard{Promised: b, Checkpoint: c, Since: t.Config.Version, Witness: witness}
+	if mutation == mutateRemovedVotes {
+		h.Since = 0
+	}
+	return h, OK
+}
+
+// Force puts c in force at this member by the word of a person, who holds that the
+// quorum is gone for good: its majorities alone count from now on, here and
+// wherever it is met, since no other configuration has so high a version. What is
+// here is taken for chosen once the next holder has proposed it again.
+// Everything received must be durable before; the shell persists the
+// result and then calls Forced. Fenced: b is not above the promise.
+func (a *Acceptor) Force(m Member, b Ballot, c Config) (Hard, Status) {
+	at := c.Find(m.Node, m.Brick)
+	switch {
+	case !a.promised.Less(b):
+		return Hard{}, Fenced
+	case at < 0 || c.Members[at].Role != Voter || a.witness || c.Sound() != nil || c.Version <= a.Config().Version:
+		return Hard{}, Removed
+	}
+	a.promised = b
+	h := a.Hard()
+	h.Checkpoint.Config = c
+	return h, OK
+}
+
+// Forced tells that the stable store holds what Force returned. A checkpoint
+// taken meanwhile stays.
+func (a *Acceptor) Forced(h Hard) { a.ckpt.Config = h.Checkpoint.Config }

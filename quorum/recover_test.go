@@ -1,0 +1,82 @@
+package quorum
+
+import (
+	"testing"
+
+	"github.com/gabion-storage/gabion/internal/fault"
+)
+
+// Two of three are gone for good. The third goes on by the word of a person; when
+// the two come back after all, they get nowhere and drop what they have.
+func TestForcedRecovery(t *testing.T) {
+	p := newTestPool(t, 4)
+	p.create(3)
+	h := p.nodes[0].open()
+	h.flush(t, h.put(t, "a"))
+	p.nodes[2].crash(true, 0)
+	h.flush(t, h.put(t, "b"))
+	eventually(t, "node 1 in step", func() bool { return h.Status()[1].Durable == h.Durable() })
+	h.Close()
+	p.nodes[0].crash(true, 0)
+	p.nodes[2].start()
+	p.nodes[2].crash(true, 0)
+	p.reach(p.nodes[3], p.nodes[1])
+
+	ss, err := Survivors(within(t), p.nodes[3].link, p.ids(), testGroup)
+	if err != nil || len(ss) != 1 || ss[0].Member != p.nodes[1].member() || ss[0].Durable != ss[0].Last || ss[0].Last < 3 {
+		t.Fatalf("survivors %+v %v", ss, err)
+	}
+	one := []Member{p.nodes[1].member()}
+	_, err = Recover(within(t), p.nodes[3].link, p.ids(), testGroup, p.nodes[3].member(), one, p.nodes[3].boot)
+	wantKind(t, err, fault.Invalid)
+	r, err := Recover(within(t), p.nodes[3].link, p.ids(), testGroup, one[0], one, p.nodes[3].boot)
+	if err != nil || r.Kept != ss[0].Last || r.Seen != r.Kept {
+		t.Fatalf("%+v %v", r, err)
+	}
+	p.nodes[1].crash(true, 0) // it is durable
+	p.nodes[1].start()
+	p.reach(p.nodes[3], p.nodes[1])
+	h2 := p.nodes[3].open()
+	h2.want(t, "a b")
+	if b := h2.Ballot(); b.Epoch <= r.Ballot.Epoch-1 || h2.rec.Config.Voters() != 1 {
+		t.Fatalf("ballot %v, configuration %v", b, h2.rec.Config)
+	}
+	if err := h2.Join(within(t), p.nodes[3].member()); err != nil {
+		t.Fatal(err)
+	}
+	h2.flush(t, h2.put(t, "c"))
+
+	// The others come back, first without being able to meet a member.
+	for _, o := range []int{1, 3} {
+		for _, n := range []int{0, 2} {
+			p.net.Cut(p.nodes[n].id, p.nodes[o].id)
+			p.net.Cut(p.nodes[o].id, p.nodes[n].id)
+		}
+	}
+	p.nodes[0].start()
+	p.nodes[2].start()
+	p.reach(p.nodes[0], p.nodes[2])
+	_, err = openFor(p.nodes[0], func(c *ProposerConfig) { c.AtLeast = r.Config.Version })
+	wantKind(t, err, fault.Unavailable)
+	for _, o := range []int{1, 3} {
+		for _, n := range []int{0, 2} {
+			p.net.Heal(p.nodes[n].id, p.nodes[o].id)
+			p.net.Heal(p.nodes[o].id, p.nodes[n].id)
+		}
+	}
+	p.nodes[0].left()
+	p.nodes[2].left()
+	h2.flush(t, h2.put(t, "d"))
+}
+
+func TestRecoveryIsRefusedWithAMajority(t *testing.T) {
+	p := newTestPool(t, 3)
+	p.create(3)
+	p.nodes[0].crash(false, 0)
+	p.reach(p.nodes[1], p.nodes[2])
+	m := p.nodes[1].member()
+	_, err := Recover(within(t), p.nodes[1].link, p.ids(), testGroup, m, []Member{m}, 1)
+	wantKind(t, err, fault.Conflict)
+	_, err = Survivors(within(t), p.nodes[1].link, p.ids(), [16]byte{99})
+	wantKind(t, err, fault.NotFound)
+}

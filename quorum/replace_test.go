@@ -1,0 +1,317 @@
+package quorum
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/gabion-storage/gabion/internal/fault"
+	"github.com/gabion-storage/gabion/internal/ident"
+)
+
+func (n *testNode) witness() Member { return Member{Node: n.id, Brick: n.brick, Role: Witness} }
+
+func within(t testing.TB) context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func (p *testPool) replace(h *testHolder, old, m Member) {
+	p.t.Helper()
+	p.reach(p.at(h.cfg.Self), p.at(m.Node))
+	if err := h.Replace(within(p.t), old, m); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+func (p *testPool) at(id ident.NodeID) *testNode {
+	for _, n := range p.nodes {
+		if n.id == id {
+			return n
+		}
+	}
+	return nil
+}
+
+// left waits until a node has no copy of the test group any more.
+func (n *testNode) left() {
+	n.p.t.Helper()
+	eventually(n.p.t, fmt.Sprintf("node %v without the group", n.id.Short()), func() bool { return len(n.acc.Groups()) == 0 })
+}
+
+func TestReplaceUnderLoad(t *testing.T) {
+	p := newTestPool(t, 5)
+	p.create(3)
+	h := p.nodes[0].open()
+	stop := make(chan struct{})
+	var load sync.WaitGroup
+	load.Go(func() {
+		for i := 0; ; i++ {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			h.flush(t, h.put(t, fmt.Sprint(i)))
+			if i%100 == 99 {
+				if _, err := h.Checkpoint(h.Durable(), []byte("x")); err != nil {
+					panic(err)
+				}
+			}
+		}
+	})
+	end := sync.OnceFunc(func() { close(stop); load.Wait() })
+	defer end()
+	p.replace(h, p.nodes[2].member(), p.nodes[3].member())
+	p.replace(h, p.nodes[2].member(), p.nodes[3].member()) // again
+	p.replace(h, p.nodes[1].member(), p.nodes[4].member())
+	p.replace(h, p.nodes[0].member(), p.nodes[1].member()) // the holder's own
+	end()
+	if c := h.Members(); c.Version != 4 || c.Voters() != 3 {
+		t.Fatalf("members %v", c)
+	}
+	p.nodes[0].left()
+	p.nodes[2].left()
+	h.flush(t, h.put(t, "last"))
+	h.Close()
+	p.nodes[3].crash(true, 0)
+	// Those who left know the way, but one of them an old one.
+	h2, err := p.nodes[2].tryOpen(func(c *ProposerConfig) { c.Seeds = []ident.NodeID{p.nodes[2].id} })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if es := h2.rec.Entries; string(es[len(es)-2].Body) != "last" || h2.rec.Config.Version != 4 {
+		t.Fatalf("recovered up to %q, configuration %v", es[len(es)-2].Body, h2.rec.Config)
+	}
+}
+
+// Whoever knows only members that have all been replaced, and wiped, asks everybody.
+func TestFallbackFindsTheGroup(t *testing.T) {
+	p := newTestPool(t, 3)
+	p.create(1)
+	h := p.nodes[0].open()
+	p.replace(h, p.nodes[0].member(), p.nodes[1].member())
+	h.Close()
+	p.nodes[0].left()
+	p.nodes[0].crash(false, 0)
+	p.nodes[0].journal, p.nodes[0].stable = newEmpty()
+	p.nodes[0].start()
+	p.reach(p.nodes[0], p.nodes[1])
+	p.reach(p.nodes[0], p.nodes[2])
+	seeds := func(c *ProposerConfig) { c.Seeds = c.Seeds[:1] }
+	_, err := p.nodes[0].tryOpen(seeds)
+	wantKind(t, err, fault.NotFound)
+	all := []ident.NodeID{p.nodes[0].id, p.nodes[1].id, p.nodes[2].id}
+	if _, err := p.nodes[0].tryOpen(func(c *ProposerConfig) { seeds(c); c.Fallback = all }); err != nil {
+		t.Fatal(err)
+	}
+	_, c, err := Holder(within(t), p.nodes[0].link, all[:1], testGroup, all...)
+	if err != nil || c.Version != 2 {
+		t.Fatal(c, err)
+	}
+}
+
+func TestReplacedMemberThatWasAwayLeaves(t *testing.T) {
+	p := newTestPool(t, 4)
+	p.create(3)
+	h := p.nodes[0].open()
+	h.flush(t, h.put(t, "a"))
+	p.nodes[2].crash(true, 0)
+	p.replace(h, p.nodes[2].member(), p.nodes[3].member())
+	h.flush(t, h.put(t, "b"))
+	p.nodes[2].start()
+	p.nodes[2].left()
+	if got := p.nodes[3].acc.Groups(); len(got) != 1 || !got[0].Member {
+		t.Fatalf("groups %+v", got)
+	}
+	// Nor does it come back by a restart.
+	p.nodes[2].crash(false, 0)
+	p.nodes[2].start()
+	if got := p.nodes[2].acc.Groups(); len(got) != 0 {
+		t.Fatalf("groups %+v", got)
+	}
+	wantKind(t, p.nodes[2].acc.Create(testGroup, p.config(3), []byte("birth")), fault.Conflict)
+}
+
+// A learner whose holder died forgets the group again; a member stays, fed or not.
+func TestLearnerOfADeadHolderLeaves(t *testing.T) {
+	p := newTestPool(t, 3)
+	p.create(2)
+	h := p.nodes[0].open()
+	h.flush(t, h.put(t, "a"))
+	p.nodes[1].crash(false, 0) // so that nothing can be chosen
+	ctx, cancel := context.WithCancel(within(t))
+	p.reach(p.nodes[0], p.nodes[2])
+	joined := make(chan error, 1)
+	go func() { joined <- h.Join(ctx, p.nodes[2].member()) }()
+	eventually(t, "the learner being fed", func() bool { return len(p.nodes[2].acc.Groups()) == 1 })
+	p.nodes[0].crash(false, 0)
+	cancel()
+	if err := <-joined; err == nil {
+		t.Fatal("it joined")
+	}
+	h.Close()
+	p.nodes[0].start()
+	p.nodes[1].start()
+	p.reach(p.nodes[1], p.nodes[0])
+	h2 := p.nodes[1].open()
+	h2.want(t, "a")
+	if h2.rec.Config.Version == 1 {
+		p.nodes[2].left()
+	}
+	for _, n := range p.nodes[:2] {
+		if len(n.acc.Groups()) != 1 {
+			t.Fatal("a member left")
+		}
+	}
+}
+
+// A member that left and joins again, on the same brick, has nothing of its earlier life
+// but the promise; records of both lives lie in one journal.
+func TestMemberComesAgain(t *testing.T) {
+	p := newTestPool(t, 4)
+	p.create(3)
+	h := p.nodes[0].open()
+	h.flush(t, h.put(t, "a", "b", "c"))
+	for i := range 3 {
+		p.replace(h, p.nodes[2].member(), p.nodes[3].member())
+		p.nodes[2].left()
+		h.flush(t, h.put(t, fmt.Sprint("d", i)))
+		p.replace(h, p.nodes[3].member(), p.nodes[2].member())
+		p.nodes[3].left()
+		h.flush(t, h.put(t, fmt.Sprint("e", i)))
+		p.nodes[2].crash(true, 0)
+		p.nodes[2].start()
+		p.reach(p.nodes[0], p.nodes[2])
+	}
+	eventually(t, "the member in step", func() bool { return h.Status()[2].Durable == h.Durable() })
+	h.Close()
+	p.nodes[0].crash(true, 0)
+	p.reach(p.nodes[2], p.nodes[1])
+	h2 := p.nodes[2].open()
+	h2.want(t, "a b c d0 e0 d1 e1 d2 e2")
+	if v := h2.rec.Config.Version; v != 7 {
+		t.Fatalf("configuration %d", v)
+	}
+}
+
+func TestRemoveKeepsWhatIsAskedFor(t *testing.T) {
+	p := newTestPool(t, 3)
+	p.create(3)
+	h := p.nodes[0].open()
+	wantKind(t, h.Remove(within(t), p.nodes[2].member(), 3), fault.Invalid)
+	for _, n := range p.nodes[1:] {
+		p.reach(p.nodes[0], n)
+		if err := h.Remove(within(t), n.member(), 1); err != nil {
+			t.Fatal(err)
+		}
+		n.left()
+	}
+	wantKind(t, h.Remove(within(t), p.nodes[0].member(), 0), fault.Invalid)
+	h.flush(t, h.put(t, "alone"))
+	if err := h.Remove(within(t), p.nodes[1].member(), 1); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A change that would not be chosen soon is not proposed: everything would wait for it.
+func TestChangeWaitsUntilItCanBeChosen(t *testing.T) {
+	p := newTestPool(t, 4)
+	p.create(3)
+	h := p.nodes[0].open()
+	h.flush(t, h.put(t, "a"))
+	p.nodes[1].crash(false, 0)
+	p.nodes[3].crash(false, 0)
+	ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+	defer cancel()
+	wantKind(t, h.Remove(ctx, p.nodes[2].member(), 2), fault.Timeout) // the other one is away
+	wantKind(t, h.Replace(ctx, p.nodes[1].member(), p.nodes[3].member()), fault.Timeout)
+	h.flush(t, h.put(t, "b"))
+	if c := h.Members(); c.Version != 1 {
+		t.Fatalf("configuration %v", c)
+	}
+}
+
+func TestWitnessVotesWithoutData(t *testing.T) {
+	p := newTestPool(t, 3)
+	p.create(2)
+	h := p.nodes[0].open()
+	p.reach(p.nodes[0], p.nodes[2])
+	if err := h.Join(within(t), p.nodes[2].witness()); err != nil {
+		t.Fatal(err)
+	}
+	big := string(make([]byte, 64<<10))
+	h.flush(t, h.put(t, big))
+	eventually(t, "the witness in step", func() bool { return h.Status()[2].Durable == h.Durable() })
+	if got := p.nodes[2].acc.Groups()[0]; !got.Witness || got.Last != h.Durable() || got.LogBytes > 4<<10 {
+		t.Fatalf("the witness has %+v", got)
+	}
+	p.nodes[1].crash(false, 0)
+	h.flush(t, h.put(t, "with the witness"))
+	h.Close()
+
+	// The witness knows that more was chosen than node 1 has: together they are a
+	// majority, and must not open.
+	p.nodes[0].crash(true, 0)
+	p.nodes[2].crash(true, 0)
+	p.nodes[1].start()
+	p.nodes[2].start()
+	p.reach(p.nodes[1], p.nodes[2])
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	h2 := &testHolder{}
+	_, _, err := Open(ctx, p.nodes[1].config(h2))
+	wantKind(t, err, fault.Unavailable)
+	p.nodes[0].start()
+	p.reach(p.nodes[1], p.nodes[0])
+	h3 := p.nodes[1].open()
+	if es := h3.rec.Entries; string(es[len(es)-2].Body) != "with the witness" {
+		t.Fatalf("recovered up to %q", es[len(es)-2].Body)
+	}
+	// What both have, either opens with the witness.
+	h3.flush(t, h3.put(t, "both"))
+	h3.Close()
+	p.nodes[1].crash(true, 0)
+	p.reach(p.nodes[0], p.nodes[2])
+	h4 := p.nodes[0].open()
+	if es := h4.rec.Entries; string(es[len(es)-2].Body) != "both" {
+		t.Fatalf("recovered up to %q", es[len(es)-2].Body)
+	}
+}
+
+func TestTwoWitnessesAreNotSound(t *testing.T) {
+	p := newTestPool(t, 3)
+	p.create(1)
+	h := p.nodes[0].open()
+	p.reach(p.nodes[0], p.nodes[1])
+	if err := h.Join(within(t), p.nodes[1].witness()); err != nil {
+		t.Fatal(err)
+	}
+	wantKind(t, h.Join(within(t), p.nodes[2].witness()), fault.Invalid)
+	wantKind(t, h.Remove(within(t), p.nodes[0].member(), 0), fault.Invalid)
+}
+
+func (p *testPool) ids() (ids []ident.NodeID) {
+	for _, n := range p.nodes {
+		ids = append(ids, n.id)
+	}
+	return ids
+}
+
+// openFor tries to open for a second.
+func openFor(n *testNode, change func(*ProposerConfig)) (*testHolder, error) {
+	h := &testHolder{}
+	cfg := n.config(h)
+	change(&cfg)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	var err error
+	h.Proposer, h.rec, err = Open(ctx, cfg)
+	if err == nil {
+		n.p.t.Cleanup(h.Close)
+	}
+	return h, err
+}
