@@ -3,7 +3,6 @@ package blockdev
 import (
 	"context"
 	"errors"
-	"slices"
 	"sync"
 	"time"
 
@@ -38,22 +37,27 @@ type maintenance struct {
 	wake             chan struct{}
 	idle             bool
 	progress         repairProgress
+	wakeMembers      chan struct{} // see members.go
+	settled          bool          // nothing to do about the members
+	stuck            string        // what was said last of members that cannot move
 }
 
 func (m *maintenance) init() {
 	m.clean, m.lapse = map[overlay.BrickRef]uint64{}, map[overlay.BrickRef]uint64{}
 	m.avoid = map[ident.NodeID]time.Time{}
-	m.wake = make(chan struct{}, 1)
+	m.wake, m.wakeMembers = make(chan struct{}, 1), make(chan struct{}, 1)
 }
 
 // request asks for a run.
 func (m *maintenance) request() {
 	m.mu.Lock()
-	m.idle = false
+	m.idle, m.settled = false, false
 	m.mu.Unlock()
-	select {
-	case m.wake <- struct{}{}:
-	default:
+	for _, wake := range []chan struct{}{m.wake, m.wakeMembers} {
+		select {
+		case wake <- struct{}{}:
+		default:
+		}
 	}
 }
 
@@ -113,75 +117,9 @@ func (v *Volume) maintainOnce(ctx context.Context) (complete bool, err error) {
 	if v.tight() {
 		v.startCheckpoint() // lets the members' logs go
 	}
-	gerr := errors.Join(v.publishSnapshots(ctx), v.growQuorum(ctx))
+	gerr := v.publishSnapshots(ctx)
 	complete, err = v.reconcile(ctx)
 	return complete && gerr == nil, errors.Join(gerr, err)
-}
-
-// growQuorum adds voters, one at a time, while there are fewer than wanted and
-// nodes to add.
-func (v *Volume) growQuorum(ctx context.Context) error {
-	for {
-		cfg := v.log.Members()
-		voters := 0
-		for _, m := range cfg.Members {
-			if m.Role == quorum.Voter {
-				voters++
-			}
-		}
-		if voters >= v.cfg.Replicas {
-			return nil
-		}
-		m, ok := v.nextMember(cfg)
-		if !ok {
-			return nil
-		}
-		jctx, cancel := context.WithTimeout(ctx, time.Minute)
-		err := v.log.Join(jctx, m)
-		cancel()
-		if err != nil {
-			v.maintain.mu.Lock()
-			v.maintain.avoid[m.Node] = time.Now().Add(joinPause)
-			v.maintain.mu.Unlock()
-			return err
-		}
-		v.cfg.Log.Info("voter joined", "volume", v.cfg.Name, "node", m.Node.Short(), "voters", voters+1)
-	}
-}
-
-// nextMember picks the live node outside cfg that ranks highest for this
-// volume by rendezvous hashing.
-func (v *Volume) nextMember(cfg quorum.Config) (quorum.Member, bool) {
-	var best quorum.Member
-	var score uint64
-	found := false
-	for _, n := range v.cfg.View.Nodes() {
-		v.maintain.mu.Lock()
-		avoid := time.Now().Before(v.maintain.avoid[n.ID])
-		v.maintain.mu.Unlock()
-		if n.State != overlay.Alive || len(n.Bricks) == 0 || avoid {
-			continue
-		}
-		if i := slices.IndexFunc(cfg.Members, func(m quorum.Member) bool { return m.Node == n.ID }); i >= 0 && cfg.Members[i].Role != quorum.Learner {
-			continue
-		}
-		if s := rank(v.cfg.ID, n.ID); !found || s > score {
-			best, score, found = quorum.Member{Node: n.ID, Brick: n.Bricks[0].ID, Role: quorum.Voter}, s, true
-		}
-	}
-	return best, found
-}
-
-// rank is the rendezvous weight of a node for a volume (FNV-1a over both ids).
-func rank(vol ident.VolumeID, node ident.NodeID) uint64 {
-	h := uint64(14695981039346656037)
-	for _, b := range vol {
-		h = (h ^ uint64(b)) * 1099511628211
-	}
-	for _, b := range node {
-		h = (h ^ uint64(b)) * 1099511628211
-	}
-	return h ^ h>>29
 }
 
 // Present counts the complete copies that are reachable now: the least over the
@@ -216,7 +154,7 @@ func (v *Volume) WaitMaintained(ctx context.Context) error {
 	defer t.Stop()
 	for {
 		v.maintain.mu.Lock()
-		idle := v.maintain.idle
+		idle := v.maintain.idle && v.maintain.settled
 		v.maintain.mu.Unlock()
 		if idle {
 			return nil

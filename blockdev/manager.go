@@ -315,7 +315,7 @@ func (m *Manager) tryAttach(ctx context.Context, d pool.Volume, by claim) (*Volu
 func (m *Manager) attachOnce(ctx context.Context, d pool.Volume, by claim) (*Volume, error) {
 	seeds := m.seeds(d)
 	group := ident.MapBlock(d.ID)
-	ballot, _, err := quorum.Holder(ctx, m.cfg.Transport, seeds, group)
+	ballot, _, err := quorum.Holder(ctx, m.cfg.Transport, seeds, group, m.everybody()...)
 	if err != nil {
 		return nil, err
 	}
@@ -332,7 +332,7 @@ func (m *Manager) attachOnce(ctx context.Context, d pool.Volume, by claim) (*Vol
 	v := newVolume(m.volumeConfig(d))
 	p, rec, err := quorum.Open(ctx, quorum.ProposerConfig{
 		Group: group, Transport: m.cfg.Transport, Local: m.cfg.Acceptors, Self: m.cfg.Self, Boot: m.cfg.Boot,
-		Seeds: seeds, Over: over, OnProgress: v.pend.progress, OnFenced: v.fenced,
+		Seeds: seeds, Fallback: m.everybody(), Over: over, OnProgress: v.pend.progress, OnFenced: v.fenced,
 		OnMembers: func() { m.members(v) }, Log: m.cfg.Log,
 	})
 	if err != nil {
@@ -356,6 +356,7 @@ func (m *Manager) attachOnce(ctx context.Context, d pool.Volume, by claim) (*Vol
 		return nil, err
 	}
 	_ = v.spawn(v.maintainLoop) // a volume fenced already needs none
+	_ = v.spawn(v.membersLoop)
 	v.maintain.request()
 	return v, nil
 }
@@ -372,6 +373,15 @@ func (m *Manager) volumeConfig(d pool.Volume) Config {
 		m.cfg.Tune(&c)
 	}
 	return c
+}
+
+// everybody is asked for a map block that the seeds do not lead to: its members may
+// all have been replaced since.
+func (m *Manager) everybody() (out []ident.NodeID) {
+	for _, n := range m.cfg.View.Nodes() {
+		out = append(out, n.ID)
+	}
+	return out
 }
 
 // seeds is where to ask for a volume's map block: the members that the catalog

@@ -132,10 +132,14 @@ func (l *memLog) Status() []quorum.MemberStatus {
 	return []quorum.MemberStatus{{Member: quorum.Member{Node: l.self, Role: quorum.Voter}, State: "ok", Received: l.received, Durable: l.durable}}
 }
 func (l *memLog) Members() quorum.Config {
-	return quorum.Config{Version: 1, Members: []quorum.Member{{Node: l.self, Role: quorum.Voter}}}
+	return quorum.Config{Version: 1, Members: []quorum.Member{{Node: l.self, Brick: oneBrick.Brick, Role: quorum.Voter}}}
 }
 func (l *memLog) Ballot() quorum.Ballot                     { return quorum.Ballot{Epoch: l.epoch, Node: l.self} }
 func (l *memLog) Join(context.Context, quorum.Member) error { return nil }
+func (l *memLog) Replace(context.Context, quorum.Member, quorum.Member) error {
+	return nil
+}
+func (l *memLog) Remove(context.Context, quorum.Member, int) error { return nil }
 func (l *memLog) Close() {
 	l.mu.Lock()
 	l.closed = true
@@ -340,6 +344,9 @@ func (r *rig) attach(rec *quorum.Recovered) {
 	r.log.prog = v.pend.progress
 	if err := v.open(r.t.Context(), r.log, rec); err != nil {
 		r.t.Fatalf("attach: %v", err)
+	}
+	if err := v.spawn(v.membersLoop); err != nil {
+		r.t.Fatal(err)
 	}
 	if err := v.spawn(v.maintainLoop); err != nil {
 		r.t.Fatal(err)

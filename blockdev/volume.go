@@ -37,6 +37,8 @@ type Log interface {
 	Members() quorum.Config
 	Ballot() quorum.Ballot
 	Join(ctx context.Context, m quorum.Member) error
+	Replace(ctx context.Context, old, m quorum.Member) error
+	Remove(ctx context.Context, m quorum.Member, keep int) error
 	Close()
 }
 

@@ -338,7 +338,10 @@ func (c *Core) mendUnheld() {
 		}
 		version := c.View.TableVersion()
 		written := g.UpTo > 0 || g.Last > 1
-		whole := g.Config.Voters() >= min(d.Replicas, nodes) && !c.movable(g, nodes) && (!written || c.mended[d.ID] == version)
+		whole := g.Config.Voters() >= min(d.Replicas, nodes) && (!written || c.mended[d.ID] == version)
+		for _, m := range blockdev.MovesFor(d.ID, d.Replicas, c.View, g.Config) {
+			whole = whole && m.Stuck
+		}
 		if whole || !c.responsible(g) {
 			continue
 		}

@@ -8,7 +8,6 @@ import (
 	"github.com/gabion-storage/gabion/internal/ident"
 	"github.com/gabion-storage/gabion/overlay"
 	"github.com/gabion-storage/gabion/pool"
-	"github.com/gabion-storage/gabion/quorum"
 )
 
 // follow takes over what the pool has decided about this node: one that is
@@ -24,18 +23,6 @@ func (c *Core) follow(st *pool.State) {
 	}
 	c.cfg.Log.Info("standing in the pool changed", "standing", string(me.Standing))
 	c.wg.Go(func() { c.Manager.Resign(resign) })
-}
-
-// movable tells whether a vote of a volume that nobody holds can move away from
-// a node that is leaving or gone: there are enough others.
-func (c *Core) movable(g quorum.GroupInfo, nodes int) bool {
-	leaving := 0
-	for _, m := range g.Config.Members {
-		if n, ok := c.View.Node(m.Node); !ok || n.Leaving {
-			leaving++
-		}
-	}
-	return leaving > 0 && nodes > len(g.Config.Members)-leaving
 }
 
 // recordVoters tells the catalog who votes on the volumes that are held here, where
