@@ -7,64 +7,7 @@ import (
 	"github.com/gabion-storage/gabion/internal/ident"
 	"github.com/gabion-storage/gabion/overlay"
 	"github.com/gabion-storage/gabion/overlay/placement"
-	"github.com/gabion-storage/gabion/quorum"
 )
-
-// VotersMax is the number of voters that the pool block grows to.
-const VotersMax = 5
-
-// wantedVoters is how many voters the pool block should have with that many
-// nodes that have bricks.
-func wantedVoters(nodes int) int {
-	switch {
-	case nodes >= 5:
-		return VotersMax
-	case nodes >= 3:
-		return 3
-	}
-	return nodes
-}
-
-// nextVoter picks the node that should join the pool block next: of the live
-// ones with a brick, one whose zone and rack have the fewest voters, then the
-// lowest id.
-func nextVoter(s *State, cfg quorum.Config, alive func(ident.NodeID) bool) (quorum.Member, bool) {
-	inZone, inRack, voting := map[string]int{}, map[[2]string]int{}, map[ident.NodeID]bool{}
-	place := func(n NodeRecord) (zone string, rack [2]string) {
-		zone = n.Labels[overlay.LabelZone]
-		return zone, [2]string{zone, n.Labels[overlay.LabelRack]}
-	}
-	for _, m := range cfg.Members {
-		voting[m.Node] = true
-		if n, ok := s.Node(m.Node); ok {
-			zone, rack := place(n)
-			inZone[zone]++
-			inRack[rack]++
-		}
-	}
-	nodes := 0
-	var best *NodeRecord
-	var bestCost [2]int
-	for i := range s.Nodes {
-		n := &s.Nodes[i]
-		if len(n.Bricks) == 0 {
-			continue
-		}
-		nodes++
-		zone, rack := place(*n)
-		cost := [2]int{inZone[zone], inRack[rack]}
-		if voting[n.ID] || !alive(n.ID) {
-			continue
-		}
-		if best == nil || cost[0] < bestCost[0] || cost[0] == bestCost[0] && cost[1] < bestCost[1] {
-			best, bestCost = n, cost
-		}
-	}
-	if best == nil || cfg.Voters() >= wantedVoters(nodes) {
-		return quorum.Member{}, false
-	}
-	return quorum.Member{Node: best.ID, Brick: best.Bricks[0].ID, Role: quorum.Voter}, true
-}
 
 // wantedLanes plans the lanes anew if the bricks have changed since the last
 // plan; nil if they have not.
@@ -113,23 +56,25 @@ func (p *Pool) dutyLoop(ctx context.Context) {
 }
 
 // duty looks whether something is to do and does it if this node is the one to
-// lead. Only voters look: one of them will be the leader. next is when to look
-// again without an event; 0 for not.
+// lead. Only voters look, and whoever leads: one of them will be the leader. next
+// is when to look again without an event; 0 for not.
 func (p *Pool) duty(ctx context.Context) (next time.Duration, err error) {
 	g, ok := p.cfg.Acceptors.Group(p.group)
-	if !ok {
-		return 0, nil
-	}
 	p.mu.Lock()
 	l := p.lead
 	p.mu.Unlock()
-	if l != nil {
+	cfg := g.Config
+	switch {
+	case l != nil:
 		l.checkpoint()
+		cfg = l.prop.Members()
+	case !ok:
+		return 0, nil
 	}
 	s := p.State()
 	standing, next := wantedStanding(s, p.absent, p.heardOf)
 	if s.Version > 0 && standing == nil && wantedLanes(s, p.cfg.Lanes) == nil {
-		if _, ok := nextVoter(s, g.Config, p.alive); !ok {
+		if _, ok := nextVoter(s, cfg, p.alive); !ok {
 			return next, nil
 		}
 	}
@@ -143,7 +88,7 @@ func (p *Pool) duty(ctx context.Context) (next time.Duration, err error) {
 	if err := p.keepLanes(ctx, l); err != nil {
 		return next, err
 	}
-	return next, p.growVoters(ctx, l)
+	return next, p.keepVoters(ctx, l)
 }
 
 // absent tells for how long a node has been down, as far as this node has been
@@ -191,25 +136,4 @@ func (p *Pool) keepLanes(ctx context.Context, l *leadership) error {
 		p.log.Info("lanes planned anew", "lanes", len(want.Lanes.Lanes), "width", len(want.Lanes.Lanes[0]))
 	}
 	return err
-}
-
-// growVoters lets one node after another into the pool block.
-func (p *Pool) growVoters(ctx context.Context, l *leadership) error {
-	for {
-		m, ok := nextVoter(p.State(), l.prop.Members(), p.alive)
-		if !ok {
-			return nil
-		}
-		if err := l.over(); err != nil {
-			return err
-		}
-		jctx, cancel := context.WithTimeout(ctx, joinMax)
-		err := l.prop.Join(jctx, m)
-		cancel()
-		if err != nil {
-			return err
-		}
-		p.learnVoters(l.prop.Members())
-		p.log.Info("node votes on the pool block now", "node", m.Node.Short(), "voters", len(l.prop.Members().Members))
-	}
 }

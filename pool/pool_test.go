@@ -630,10 +630,10 @@ func TestNextVoterSpreadsOverZones(t *testing.T) {
 	alive := func(id ident.NodeID) bool { return id != ident.NodeID{3} }
 	for _, want := range []int{4, 5, 2, 6} {
 		m, ok := nextVoter(s, cfg, alive)
-		if !ok || m != testMember(want) {
+		if !ok || m.in != testMember(want) || !m.out.Node.IsZero() {
 			t.Fatalf("%v, not node %d", m, want)
 		}
-		cfg.Members = append(cfg.Members, m)
+		cfg.Members = append(cfg.Members, m.in)
 	}
 	if m, ok := nextVoter(s, cfg, alive); ok {
 		t.Fatalf("a sixth voter: %v", m)

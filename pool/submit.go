@@ -136,7 +136,7 @@ func (p *Pool) rightLeader(ctx context.Context) (ident.NodeID, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, holderMax)
 	defer cancel()
-	ballot, cfg, err := quorum.Holder(ctx, p.cfg.Transport, p.seeds(), p.group)
+	ballot, cfg, err := quorum.Holder(ctx, p.cfg.Transport, p.seeds(), p.group, p.everybody()...)
 	if err != nil {
 		return ident.NodeID{}, err
 	}
@@ -183,6 +183,15 @@ func (p *Pool) seeds() []ident.NodeID {
 				add(n.ID)
 			}
 		}
+	}
+	return ids
+}
+
+// everybody is asked for the pool block when the seeds do not lead to it: its voters
+// may all have been replaced.
+func (p *Pool) everybody() (ids []ident.NodeID) {
+	for _, n := range p.State().Nodes {
+		ids = append(ids, n.ID)
 	}
 	return ids
 }
