@@ -37,7 +37,7 @@ func (c *Core) Birth(ctx context.Context, d pool.Volume) error {
 func (c *Core) firstVoters(d pool.Volume) []quorum.Member {
 	var live []overlay.Node
 	for _, x := range c.View.Nodes() {
-		if x.State == overlay.Alive && len(x.Bricks) > 0 {
+		if _, ok := blockdev.VoterBrick(x); ok && x.State == overlay.Alive && !x.Leaving && !x.Witness {
 			live = append(live, x)
 		}
 	}
@@ -46,7 +46,8 @@ func (c *Core) firstVoters(d pool.Volume) []quorum.Member {
 		if len(out) == d.Replicas {
 			break
 		}
-		out = append(out, quorum.Member{Node: x.ID, Brick: x.Bricks[0].ID, Role: quorum.Voter})
+		brick, _ := blockdev.VoterBrick(x)
+		out = append(out, quorum.Member{Node: x.ID, Brick: brick, Role: quorum.Voter})
 	}
 	return out
 }
