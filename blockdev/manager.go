@@ -375,15 +375,6 @@ func (m *Manager) volumeConfig(d pool.Volume) Config {
 	return c
 }
 
-// everybody is asked for a map block that the seeds do not lead to: its members may
-// all have been replaced since.
-func (m *Manager) everybody() (out []ident.NodeID) {
-	for _, n := range m.cfg.View.Nodes() {
-		out = append(out, n.ID)
-	}
-	return out
-}
-
 // seeds is where to ask for a volume's map block: the members that the catalog
 // and this node's own acceptor know of.
 func (m *Manager) seeds(d pool.Volume) []ident.NodeID {

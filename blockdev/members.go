@@ -346,6 +346,15 @@ func (v *Volume) move(ctx context.Context, m Move) error {
 	return v.log.Replace(ctx, m.From, m.To)
 }
 
+// everybody is asked for a map block that the seeds do not lead to: its members may
+// all have been replaced since.
+func (m *Manager) everybody() (out []ident.NodeID) {
+	for _, n := range m.cfg.View.Nodes() {
+		out = append(out, n.ID)
+	}
+	return out
+}
+
 // rank is the rendezvous weight of a node for a volume (FNV-1a over both ids).
 func rank(vol ident.VolumeID, node ident.NodeID) uint64 {
 	h := uint64(14695981039346656037)
