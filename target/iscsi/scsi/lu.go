@@ -57,7 +57,7 @@ type Geometry struct {
 }
 
 // Backend is how a logical unit reaches its volume. All methods may be called
-// concurrently. All but Attach and SetState must answer at once: they are asked
+// concurrently. All but Attach and SetState must answer at once; Device is asked
 // for every command.
 type Backend interface {
 	Geometry() Geometry
@@ -157,7 +157,7 @@ func (lu *LU) Transfer(cdb []byte) (in, out int) {
 	if op == nil {
 		return 0, 0
 	}
-	block := lu.cfg.Backend.Geometry().BlockSize
+	block := lu.block()
 	if op.in != nil {
 		n := op.in(cdb, block)
 		if !op.medium || op.code == 0x9e {
@@ -187,6 +187,14 @@ func (lu *LU) device() target.Device {
 		return d
 	}
 	return nil
+}
+
+// block is the size of a block in bytes.
+func (lu *LU) block() int {
+	if d := lu.device(); d != nil {
+		return d.BlockSize()
+	}
+	return lu.cfg.Backend.Geometry().BlockSize
 }
 
 // capacity is the number of blocks and their size in bytes.

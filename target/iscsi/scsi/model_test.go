@@ -266,7 +266,7 @@ func (g *generator) reservation() {
 // TestCommandsMatchTheModel runs random commands of four nexuses, of which two come
 // through another node with the same store.
 func TestCommandsMatchTheModel(t *testing.T) {
-	for seed := range uint64(20) {
+	for seed := range uint64(8) {
 		block := []int{512, 4096}[seed%2]
 		mem := targettest.NewMemory(int64(32*block), block)
 		store := &sharedStore{}

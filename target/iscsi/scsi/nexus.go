@@ -214,7 +214,7 @@ func (lu *LU) executeMedium(c *Command) {
 		}
 		lu.extent(c, dev.BlockSize())
 	} else {
-		lu.extent(c, lu.cfg.Backend.Geometry().BlockSize)
+		lu.extent(c, lu.block())
 	}
 	lu.admit(c)
 }

@@ -126,6 +126,8 @@ func reserveOutNow(c *Command) {
 	case err != nil && fault.Is(err, fault.Conflict):
 		c.Status = Busy
 		c.finish()
+	case err != nil && fault.Is(err, fault.NoSpace):
+		c.fail(illegalRegistrations)
 	case err != nil:
 		c.failError(err)
 	case out.conflict:

@@ -12,7 +12,9 @@ const (
 	exclusiveAccessAllRegistrants  = 0x8
 )
 
-// registrationsMax is how many I_T nexuses can be registered.
+// registrationsMax is how many I_T nexuses can be registered, if their names are
+// not so long that ReservationStateMax is reached before: 64 nexuses of 16
+// initiators with names of 45 bytes fit.
 const registrationsMax = 100
 
 // nexusKey is an I_T nexus as reservations know it: both ports by name, so that it
@@ -255,10 +257,10 @@ func (s *reservations) registerOne(o order, k nexusKey) outcome {
 		}
 		s.registered[i].key, s.registered[i].allPorts = o.next, o.allPorts
 	case o.next != 0:
-		if len(s.registered) >= registrationsMax {
+		s.registered = append(s.registered, registration{k, o.next, o.allPorts})
+		if !s.fits() {
 			return outcome{sense: illegalRegistrations}
 		}
-		s.registered = append(s.registered, registration{k, o.next, o.allPorts})
 	}
 	return outcome{}
 }
@@ -347,9 +349,6 @@ func (s *reservations) move(o order, i int) outcome {
 	}
 	j := s.find(o.to)
 	if j < 0 {
-		if len(s.registered) >= registrationsMax && !o.unregister {
-			return outcome{sense: illegalRegistrations}
-		}
 		j = len(s.registered)
 		s.registered = append(s.registered, registration{nexusKey: o.to})
 	}
@@ -357,6 +356,9 @@ func (s *reservations) move(o order, i int) outcome {
 	s.holder = j
 	if o.unregister {
 		s.remove(i, o.by)
+	}
+	if !s.fits() {
+		return outcome{sense: illegalRegistrations}
 	}
 	s.aptpl = o.aptpl
 	s.generation++

@@ -2,6 +2,7 @@ package scsi
 
 import (
 	"encoding/binary"
+	"slices"
 
 	"github.com/gabion-storage/gabion/internal/fault"
 )
@@ -11,14 +12,17 @@ import (
 //	 0      version, 1
 //	 1      flags: 1 APTPL, 2 the last change aborts commands
 //	 2      type of the reservation, 0 none
-//	 3      0
+//	 3      k, the number of names
 //	 4..7   PRGENERATION
 //	 8..9   index of the holder; 0xffff none, or all registrants
-//	10..11  n registrations: nexus, key (8), flags (1: 1 ALL_TG_PT)
-//	12..13  m notices: nexus, which (1: 1 preempted, 2 released, 3 registrations)
+//	10..11  n, the number of registrations
+//	12..13  m, the number of notices
+//	        k names of initiators: length (1), name
+//	        n registrations: nexus, key (8), flags (1: 1 ALL_TG_PT)
+//	        m notices: nexus, which (1: 1 preempted, 2 released, 3 registrations)
 //
-// A nexus is the relative target port (2), the ISID (6), the length of the
-// initiator's name (1) and the name. Nothing follows.
+// A nexus is the index of its name (1), the ISID (6) and the relative target
+// port (2). Names are in the order of their first use. Nothing follows.
 const (
 	stateVersion = 1
 	stateHeader  = 14
@@ -44,13 +48,18 @@ func encodeReservations(s *reservations) []byte {
 	binary.BigEndian.PutUint16(b[8:], holder)
 	binary.BigEndian.PutUint16(b[10:], uint16(len(s.registered)))
 	binary.BigEndian.PutUint16(b[12:], uint16(len(s.notices)))
+	names := s.names()
+	b[3] = byte(len(names))
+	for _, name := range names {
+		b = append(append(b, byte(len(name))), name...)
+	}
 	for _, r := range s.registered {
-		b = appendNexus(b, r.nexusKey)
+		b = appendNexus(b, names, r.nexusKey)
 		b = binary.BigEndian.AppendUint64(b, r.key)
 		b = append(b, setIf(r.allPorts, 1))
 	}
 	for _, n := range s.notices {
-		b = appendNexus(b, n.nexusKey)
+		b = appendNexus(b, names, n.nexusKey)
 		for code, which := range noticeCodes {
 			if code > 0 && which == n.which {
 				b = append(b, byte(code))
@@ -60,11 +69,35 @@ func encodeReservations(s *reservations) []byte {
 	return b
 }
 
-func appendNexus(b []byte, k nexusKey) []byte {
-	b = binary.BigEndian.AppendUint16(b, k.port)
+// names lists the initiators of s in the order of their first use.
+func (s *reservations) names() []string {
+	var names []string
+	add := func(k nexusKey) {
+		if !slices.Contains(names, k.id.Initiator) {
+			names = append(names, k.id.Initiator)
+		}
+	}
+	for _, r := range s.registered {
+		add(r.nexusKey)
+	}
+	for _, n := range s.notices {
+		add(n.nexusKey)
+	}
+	return names
+}
+
+func appendNexus(b []byte, names []string, k nexusKey) []byte {
+	b = append(b, byte(slices.Index(names, k.id.Initiator)))
 	b = append(b, k.id.ISID[:]...)
-	b = append(b, byte(len(k.id.Initiator)))
-	return append(b, k.id.Initiator...)
+	return binary.BigEndian.AppendUint16(b, k.port)
+}
+
+// fits tells whether s can be stored, and whatever later changes tell its
+// registrants too.
+func (s *reservations) fits() bool {
+	worst := s.next()
+	worst.tell(nexusKey{}, attentionPreempted)
+	return len(worst.registered) <= registrationsMax && len(encodeReservations(&worst)) <= ReservationStateMax
 }
 
 func setIf(set bool, bit byte) byte {
@@ -76,8 +109,10 @@ func setIf(set bool, bit byte) byte {
 
 // stateReader reads b and remembers the first thing that is wrong.
 type stateReader struct {
-	b   []byte
-	bad string
+	b     []byte
+	bad   string
+	names []string
+	used  int // names that occurred
 }
 
 func (r *stateReader) take(n int) []byte {
@@ -96,16 +131,34 @@ func (r *stateReader) fail(why string) {
 	}
 }
 
+func (r *stateReader) readNames(n int) {
+	for range n {
+		size := int(r.take(1)[0])
+		if size == 0 || size > InitiatorNameMax {
+			r.fail("the length of a name is impossible")
+		}
+		if r.bad != "" {
+			return
+		}
+		name := string(r.take(size))
+		if slices.Contains(r.names, name) {
+			r.fail("a name is there twice")
+		}
+		r.names = append(r.names, name)
+	}
+}
+
 func (r *stateReader) nexus() nexusKey {
 	var k nexusKey
-	k.port = binary.BigEndian.Uint16(r.take(2))
+	i := int(r.take(1)[0])
 	copy(k.id.ISID[:], r.take(6))
-	n := int(r.take(1)[0])
-	if n == 0 || n > InitiatorNameMax {
-		r.fail("the length of a name is impossible")
+	k.port = binary.BigEndian.Uint16(r.take(2))
+	if i > r.used || i >= len(r.names) {
+		r.fail("a name is missing")
 		return k
 	}
-	k.id.Initiator = string(r.take(n))
+	r.used = max(r.used, i+1)
+	k.id.Initiator = r.names[i]
 	return k
 }
 
@@ -118,7 +171,7 @@ func decodeReservations(b []byte) (reservations, error) {
 	}
 	r := &stateReader{b: b}
 	h := r.take(stateHeader)
-	if h[0] != stateVersion || h[1]&^3 != 0 || h[3] != 0 || len(b) > ReservationStateMax {
+	if h[0] != stateVersion || h[1]&^3 != 0 || len(b) > ReservationStateMax {
 		r.fail("the header is unknown")
 	}
 	s.aptpl, s.abort, s.kind = h[1]&1 != 0, h[1]&2 != 0, h[2]
@@ -128,6 +181,7 @@ func decodeReservations(b []byte) (reservations, error) {
 	if n > registrationsMax || m > registrationsMax {
 		r.fail("there are too many registrations")
 	}
+	r.readNames(int(h[3]))
 	for range n {
 		if r.bad != "" {
 			break
@@ -166,8 +220,8 @@ func decodeReservations(b []byte) (reservations, error) {
 	default:
 		s.holder = holder
 	}
-	if r.bad == "" && len(r.b) > 0 {
-		r.fail("bytes follow")
+	if r.bad == "" && (len(r.b) > 0 || r.used != len(r.names)) {
+		r.fail("something is left over")
 	}
 	if r.bad != "" {
 		return reservations{}, fault.Newf(fault.Corrupt, "reservations decode", "", "%s", r.bad)

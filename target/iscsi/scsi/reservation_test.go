@@ -312,21 +312,30 @@ func TestReservationStateSurvivesItsCodec(t *testing.T) {
 			t.Errorf("got  %+v\nwant %+v", got, s)
 		}
 	}
+	cluster := reservations{}
+	for i := range 64 {
+		name := fmt.Sprintf("iqn.1994-05.com.example:%021d", i/4)
+		next, out := cluster.apply(order{action: register, by: nexusKey{NexusID{name, [6]byte{byte(i)}}, uint16(i % 2)}, next: 1})
+		if !out.changed || len(name) != 45 {
+			t.Fatalf("nexus %d of a cluster: %+v", i, out)
+		}
+		cluster = next
+	}
 	var full reservations
 	long := make([]byte, InitiatorNameMax)
 	for i := range long {
 		long[i] = 'a'
 	}
 	for i := range registrationsMax + 1 {
-		next, out := full.apply(order{action: register, by: nexusKey{NexusID{string(long), [6]byte{byte(i >> 8), byte(i)}}, 1}, next: 1})
-		if out.changed != (i < registrationsMax) {
-			t.Fatalf("registration %d: %+v", i, out)
+		name := string(long[:InitiatorNameMax-i])
+		next, out := full.apply(order{action: register, by: nexusKey{NexusID{name, [6]byte{byte(i)}}, 1}, next: 1})
+		if !out.changed {
+			if out.sense != illegalRegistrations || i < 10 {
+				t.Errorf("registration %d: %+v", i, out)
+			}
+			break
 		}
-		if out.changed {
-			full = next
-		} else if out.sense != illegalRegistrations {
-			t.Errorf("one registration too many: %+v", out)
-		}
+		full = next
 	}
 	full.tell(nexusKey{}, attentionPreempted)
 	if n := len(encodeReservations(&full)); n > ReservationStateMax {

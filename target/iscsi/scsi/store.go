@@ -9,7 +9,7 @@ import (
 )
 
 // ReservationStateMax is the longest state of persistent reservations, in bytes.
-const ReservationStateMax = 64 << 10
+const ReservationStateMax = 4 << 10
 
 // MemoryStore is a Store that lasts as long as the process.
 type MemoryStore struct {
