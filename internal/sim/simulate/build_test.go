@@ -1,4 +1,4 @@
-//go:build sim
+//go:build sim || mutate
 
 package main
 

@@ -21,6 +21,7 @@ type client struct {
 	s     target.Session
 	gone  <-chan struct{}
 	where string
+	epoch uint64
 }
 
 func (c *client) run(stop chan struct{}) {
@@ -33,6 +34,10 @@ func (c *client) run(stop chan struct{}) {
 			c.leave()
 			return
 		default:
+		}
+		if c.v.deleted {
+			c.leave()
+			return
 		}
 		if c.s == nil {
 			if !c.enter() {
@@ -94,16 +99,18 @@ func (c *client) enter() bool {
 	w.attaches++
 	w.mu.Unlock()
 	c.p, c.s, c.gone = p, s, gone
-	c.where = fmt.Sprintf("%s %s/%d epoch %d", c.name, m.name, m.boot, s.(interface{ Epoch() uint64 }).Epoch())
+	c.epoch = s.(interface{ Epoch() uint64 }).Epoch()
+	c.where = fmt.Sprintf("%s %s/%d epoch %d", c.name, m.name, m.boot, c.epoch)
 	return true
 }
 
 // action is an operation that is under way.
 type action struct {
 	kind  opKind
-	first int // sector
-	n     int // sectors
-	row   row // to be noted for each block
+	first int    // sector
+	n     int    // sectors
+	row   row    // to be noted for each block
+	floor uint64 // newest epoch that had answered when it began
 	data  []byte
 	done  chan error
 }
@@ -166,6 +173,7 @@ func (c *client) begin(a *action) *action {
 		fill(a.data, a.row.id, int64(a.first))
 	}
 	a.row.call = c.w.tick(uint64(a.kind))
+	a.floor = c.v.epoch
 	switch {
 	case a.kind == opRead:
 		a.data = make([]byte, n)
@@ -209,6 +217,8 @@ func (c *client) end(a *action) bool {
 	a.row.at = time.Since(c.w.began)
 	if err != nil {
 		a.row.ret = never
+	} else if c.v.epoch = max(c.v.epoch, c.epoch); c.epoch < a.floor {
+		c.w.violated("%s: epoch %d answered %s after epoch %d had answered", c.v.name, c.epoch, c.where, a.floor)
 	}
 	switch a.kind {
 	case opFlush:

@@ -25,7 +25,9 @@ type volume struct {
 	blockSize int
 	cache     string
 	clients   int
-	home      int // machine that clients turn to first
+	home      int    // machine that clients turn to first
+	epoch     uint64 // the newest that answered anything
+	deleted   bool
 	hist      history
 }
 
@@ -106,7 +108,7 @@ func (h *history) lost(call int64, why string) {
 // lose notes that a machine lost what it had not synced.
 func (w *World) lose(why string) {
 	at := w.tick(0)
-	for _, v := range w.volumes {
+	for _, v := range append(w.volumes, w.passing...) {
 		v.hist.lost(at, why)
 	}
 }

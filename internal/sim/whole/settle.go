@@ -31,6 +31,12 @@ func (w *World) settle() {
 	}
 	for _, v := range w.volumes {
 		w.within(patience, v.name+" has all its copies again", func() { w.whole(v) })
+		if w.sound() {
+			w.census(v)
+		}
+	}
+	for _, v := range w.passing {
+		w.within(patience, v.name+" is gone without a trace", func() { w.vanished(v) })
 	}
 }
 

@@ -1,6 +1,7 @@
 package whole
 
 import (
+	mrand "math/rand"
 	"math/rand/v2"
 	"slices"
 	"time"
@@ -33,6 +34,10 @@ var kinds = []kind{
 	{"disk-full", 4, diskFull},
 	{"disk-sync-error", 2, diskSyncError},
 	{"disk-cold", 3, diskCold},
+	{"disk-rot", 4, diskRot},
+	{"disk-lost-write", 3, diskLost},
+	{"disk-misdirected-write", 3, diskMisdirected},
+	{"join", 1, join},
 }
 
 // Kinds lists the names of all faults.
@@ -291,4 +296,60 @@ func diskCold(w *World, rng *rand.Rand) {
 	m.mu.Unlock()
 	disk.SetCold(true)
 	w.undo(spell(rng), func() { disk.SetCold(false) })
+}
+
+// extentFiles is where silent damage is done: to a copy that has others. The
+// journal is the vote of a brick, and a disk that forgets votes without a word is
+// a liar that no majority of three allows for.
+const extentFiles = "extents/"
+
+// victim is the one machine of the pool whose disk damages data silently, so
+// that of each extent a copy stays good.
+func (w *World) victim() *machine { return w.machines[int(w.opt.Seed)%3] }
+
+func diskRot(w *World, rng *rand.Rand) {
+	m := w.victim()
+	m.mu.Lock()
+	name, off, err := m.disk.Rot(mrand.New(mrand.NewSource(rng.Int64())), extentFiles)
+	m.mu.Unlock()
+	if err == nil {
+		w.count("disk-rot", "%s: %s at %d", m.name, name, off)
+	}
+}
+
+func diskLost(w *World, rng *rand.Rand) {
+	w.silent(rng, "disk-lost-write", vfs.Fault{Op: "write", Name: extentFiles, Lost: true, Times: 1 + rng.IntN(3)})
+}
+
+func diskMisdirected(w *World, rng *rand.Rand) {
+	delta := int64(1+rng.IntN(64)) * 4096
+	if rng.IntN(2) == 0 {
+		delta = -delta
+	}
+	w.silent(rng, "disk-misdirected-write", vfs.Fault{Op: "write", Name: extentFiles, Misdirect: &vfs.Place{Delta: delta}, Times: 1})
+}
+
+// silent lets the victim's disk lie for a while and then drops its page cache,
+// which uncovers the lie.
+func (w *World) silent(rng *rand.Rand, kind string, f vfs.Fault) {
+	m := w.victim()
+	w.count(kind, "%s", m.name)
+	remove := m.inject(f)
+	w.undo(spell(rng), func() {
+		remove()
+		m.mu.Lock()
+		m.disk.Evict()
+		m.mu.Unlock()
+	})
+}
+
+// nodesMax bounds the pools that grow.
+const nodesMax = 7
+
+// join adds a node.
+func join(w *World, _ *rand.Rand) {
+	if n := len(w.machines); n < nodesMax {
+		w.count("join", "n%d", n+1)
+		w.join(n)
+	}
 }

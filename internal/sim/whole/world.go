@@ -61,7 +61,8 @@ type World struct {
 	mu         sync.Mutex
 	machines   []*machine
 	volumes    []*volume
-	seq        int64 // counts what clients do and see
+	passing    []*volume // made and deleted during the run
+	seq        int64     // counts what clients do and see
 	trace      uint64
 	faults     map[string]int
 	events     []string
@@ -81,6 +82,7 @@ const (
 	forFaults
 	forDisks
 	forVolumes
+	forChurn
 	forClients // and above
 )
 
@@ -104,7 +106,7 @@ func Run(opt Options) Result {
 	<-tidied
 	r := Result{Seed: opt.Seed, Nodes: len(w.machines), Virtual: time.Since(w.began), Ops: w.ops, Unknown: w.unknown,
 		Faults: w.faults, Attaches: w.attaches, Trace: w.trace, Violation: w.violation}
-	for _, v := range w.volumes {
+	for _, v := range append(w.volumes, w.passing...) {
 		r.Checked += v.hist.checked
 	}
 	if w.violation != "" {
@@ -128,6 +130,7 @@ func (w *World) play() {
 			clients.Go(func() { c.run(stop) })
 		}
 	}
+	clients.Go(func() { w.churn(w.stream(forChurn), stop) })
 	w.torment(w.stream(forFaults))
 	w.heal()
 	w.sleep(5 * time.Second)
@@ -136,7 +139,7 @@ func (w *World) play() {
 		return
 	}
 	w.settle()
-	for _, v := range w.volumes {
+	for _, v := range append(w.volumes, w.passing...) {
 		if w.sound() {
 			w.check(v)
 		}

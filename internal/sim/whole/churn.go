@@ -1,0 +1,118 @@
+package whole
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/gabion-storage/gabion/internal/fault"
+	"github.com/gabion-storage/gabion/internal/ident"
+	"github.com/gabion-storage/gabion/pool"
+)
+
+// churn makes volumes, lets a client work on each, and deletes them, one after
+// the other.
+func (w *World) churn(rng *rand.Rand, stop chan struct{}) {
+	over := func() bool {
+		select {
+		case <-stop:
+			return true
+		case <-w.stopped:
+			return true
+		default:
+			return false
+		}
+	}
+	for i := 0; !over(); i++ {
+		w.sleep(time.Duration(rng.IntN(40)) * time.Second)
+		if over() {
+			return
+		}
+		v := &volume{name: fmt.Sprintf("passing-%d", i), replicas: 1 + rng.IntN(3), blockSize: 4096, cache: "quorum", home: rng.IntN(len(w.machines))}
+		err := w.create(v)
+		w.passing = append(w.passing, v) // it may be there even after an error
+		if err != nil {
+			w.event("create %s: %v", v.name, err)
+			continue
+		}
+		done := make(chan struct{})
+		c := &client{w: w, v: v, name: "client-" + v.name, rng: rand.New(rand.NewPCG(rng.Uint64(), 1))}
+		go func() {
+			defer close(done)
+			c.run(stop)
+		}()
+		w.sleep(time.Duration(5+rng.IntN(30)) * time.Second)
+		v.deleted = true
+		<-done
+		w.count("delete", "%s", v.name)
+		w.remove(v)
+	}
+}
+
+// remove deletes a volume; false if it must be tried again.
+func (w *World) remove(v *volume) bool {
+	for _, m := range w.machines {
+		p := m.running()
+		if p == nil {
+			continue
+		}
+		st := p.core.Pool.State()
+		if st.IsDeleted(v.id) {
+			return true
+		}
+		for _, d := range st.Volumes {
+			if d.ID == v.id {
+				return w.removeAt(p, d)
+			}
+		}
+	}
+	return false
+}
+
+func (w *World) removeAt(p *process, d pool.Volume) bool {
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	err := p.core.Remove(ctx, d)
+	if fault.Is(err, fault.Busy) { // its client's session ended with another holder
+		if _, err = p.core.Manager.Attach(ctx, d.Name, true); err == nil {
+			err = p.core.Remove(ctx, d)
+		}
+	}
+	return err == nil
+}
+
+// vanished waits until no node knows anything of a deleted volume.
+func (w *World) vanished(v *volume) {
+	for w.sound() {
+		if w.traces(v) == "" {
+			return
+		}
+		w.remove(v)
+		w.sleep(time.Second)
+	}
+	w.event("%s: %s", v.name, w.traces(v))
+}
+
+// traces says what there still is of a volume.
+func (w *World) traces(v *volume) string {
+	for _, m := range w.machines {
+		p := m.running()
+		if p == nil {
+			return m.name + " does not run"
+		}
+		for _, d := range p.core.Pool.State().Volumes {
+			if d.ID == v.id {
+				return m.name + " has it in the catalog"
+			}
+		}
+		if n := len(p.brick.ListVolume(v.id)); n > 0 {
+			return fmt.Sprintf("%s has %d extents of it", m.name, n)
+		}
+		// The groups of a birth whose record failed are named by nothing and stay.
+		if _, ok := p.core.Acceptors.Group(ident.MapBlock(v.id)); ok && p.core.Pool.State().IsDeleted(v.id) {
+			return m.name + " has its map block"
+		}
+	}
+	return ""
+}
