@@ -69,7 +69,7 @@ func Open(ctx context.Context, cfg Config) (*Engine, error) {
 		e.free = append(e.free, i)
 	}
 	e.ctx, e.cancel = context.WithCancel(context.Background())
-	w, x, err := e.round(ctx, Node{}, false)
+	w, x, err := e.round(ctx, Node{}, false, dialFactor*cfg.DialTimeout)
 	if err != nil {
 		e.cancel()
 		return nil, err

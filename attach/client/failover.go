@@ -18,6 +18,8 @@ const (
 	preferFor = 150 * time.Millisecond
 	// retryMin and retryMax bound the pause between rounds of attempts.
 	retryMin, retryMax = 50 * time.Millisecond, time.Second
+	// dialFactor is how many times DialTimeout a round may take when others failed.
+	dialFactor = 8
 	// nodesMax bounds the nodes that are tried in one round.
 	nodesMax = 64
 )
@@ -55,9 +57,9 @@ func (e *Engine) reconnect(left Node, cause error) *session {
 	// then, unless it said itself that it is over or does not answer.
 	var silent errSilent
 	last := errors.As(cause, &silent) || fault.Is(cause, fault.Fenced)
-	pause := retryMin
+	pause, dial := retryMin, e.cfg.DialTimeout
 	for {
-		w, x, err := e.round(e.ctx, left, last)
+		w, x, err := e.round(e.ctx, left, last, dial)
 		if err == nil {
 			if x.size > e.Size() {
 				e.size.Store(x.size)
@@ -81,7 +83,8 @@ func (e *Engine) reconnect(left Node, cause error) *session {
 			return nil
 		case <-t.C:
 		}
-		pause = min(2*pause, retryMax)
+		// On machines that are short of processor time even greetings are late.
+		pause, dial = min(2*pause, retryMax), min(2*dial, dialFactor*e.cfg.DialTimeout)
 	}
 }
 
@@ -168,14 +171,14 @@ type greeting struct {
 // nothing, and asks those that greeted for a session, one after the other, for
 // asking makes a node take the volume over. It returns a connection with a
 // session, or why there is none.
-func (e *Engine) round(ctx context.Context, left Node, last bool) (*wire, export, error) {
+func (e *Engine) round(ctx context.Context, left Node, last bool, dial time.Duration) (*wire, export, error) {
 	nodes := e.candidates(left, last)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	results := make(chan greeting, len(nodes))
 	for i, n := range nodes {
 		e.wg.Go(func() {
-			w, err := greet(ctx, n, e.cfg.TLS, e.cfg.DialTimeout)
+			w, err := greet(ctx, n, e.cfg.TLS, dial)
 			results <- greeting{i, w, err}
 		})
 	}

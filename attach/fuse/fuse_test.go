@@ -5,8 +5,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -74,6 +76,43 @@ func TestLoopDevice(t *testing.T) {
 		}
 		if mem.Closed() != 0 {
 			t.Error("the device is the caller's to close")
+		}
+	}
+}
+
+// Requests of the loop device are under way side by side, in both directions.
+func TestRequestsGoSideBySide(t *testing.T) {
+	const each, workers, delay = 4, 32, 20 * time.Millisecond
+	mem := targettest.NewMemory(64<<20, 4096)
+	mem.Delay = delay
+	l := attach(t, mem)
+	defer l.Detach()
+	f, err := os.OpenFile(l.Path(), os.O_RDWR|unix.O_DIRECT, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for name, op := range map[string]func([]byte, int64) (int, error){"writes": f.WriteAt, "reads": f.ReadAt} {
+		began := time.Now()
+		var wg sync.WaitGroup
+		for i := range int64(workers) {
+			wg.Go(func() {
+				page, err := unix.Mmap(-1, 0, 4096, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				defer unix.Munmap(page)
+				for k := range int64(each) {
+					if _, err := op(page, (i*each+k)*8192); err != nil {
+						t.Error(err)
+					}
+				}
+			})
+		}
+		wg.Wait()
+		if took := time.Since(began); took > each*workers*delay/2 {
+			t.Errorf("%s took %v: one after the other", name, took)
 		}
 	}
 }

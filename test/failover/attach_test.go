@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/gabion-storage/gabion/attach"
 	"github.com/gabion-storage/gabion/test/cluster"
@@ -63,8 +64,36 @@ func TestAttachOverTLSAndUnixSockets(t *testing.T) {
 		t.Errorf("the block is another one: %v", err)
 	}
 	var i attach.Info
-	if err := a.gabion(&i, "attach", "v", "--dir", c.Dir, "--node", "unix:"+socket); err == nil {
+	again := []string{"attach", "v", "--dir", c.Dir, "--node", "unix:" + socket}
+	if err := a.gabion(&i, again...); err == nil {
 		t.Error("attached twice")
+	}
+	f.Close()
+
+	// The process dies: its device is dead with FUSE, and gone when it is attached
+	// again, by the same client.
+	p, err := os.FindProcess(a.PID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		var all []attach.Info
+		if err := a.gabion(&all, "attach", "--list"); err != nil {
+			t.Fatal(err)
+		}
+		if !all[0].Running {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	if err := a.gabion(&a.Info, again...); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := os.ReadFile(a.Link); err != nil || string(b[:len(block)]) != string(block) {
+		t.Errorf("after the death of the process: %v", err)
 	}
 }
 

@@ -5,6 +5,12 @@
 set -euo pipefail
 . "$TOP/deploy/vm/guest/pool.sh"
 load="$TOP/bin/ledgerload"
+# The log of the attaching process says most.
+eval "pool_$(declare -f fail)"
+fail() {
+	tail -n 60 /run/gabion/attach/v.log || true
+	pool_fail "$@"
+}
 mount_pool /dev/vda
 make_pool
 g volume create v --size 512M --replicas 3 >/dev/null
@@ -81,7 +87,8 @@ for round in $(seq 1 "${RIG_ROUNDS:-1}"); do
 	echo "at $SECONDS s: round $round, longest pause so far $(($(look state.longest_pause_ns) / 1000000)) ms, $(look state.moves) moves"
 done
 pause=$(($(look state.longest_pause_ns) / 1000000))
-[ "$pause" -lt 10000 ] || fail "a pause of $pause ms"
+# The machine is emulated and may get little of the processor: test/failover is strict.
+[ "$pause" -lt 60000 ] || fail "a pause of $pause ms"
 
 phase "kill the process"
 kill -KILL "$(look pid)"
