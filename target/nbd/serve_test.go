@@ -5,7 +5,9 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -57,8 +59,18 @@ func TestServedDeviceKeepsTheContract(t *testing.T) {
 	}
 }
 
-// Several connections to one volume, cut off at random, and the power too.
+// Several connections of all styles to one volume, cut off at random, and the
+// power too. GABION_NBD_OPS sets the number of requests altogether.
 func TestRandomRequestsFitTheModel(t *testing.T) {
+	seeds, steps := 4, 1000
+	if v := os.Getenv("GABION_NBD_OPS"); v != "" {
+		n, err := strconv.Atoi(v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		seeds = max(4, n/2/4/20000)
+		steps = n / 2 / 4 / seeds
+	}
 	for name, delay := range map[string]time.Duration{"at once": 0, "later": 300 * time.Microsecond} {
 		t.Run(name, func(t *testing.T) {
 			mem := targettest.NewMemory(512<<10, 4096)
@@ -68,9 +80,9 @@ func TestRandomRequestsFitTheModel(t *testing.T) {
 			s, addr := start(t, &e, func(c *nbd.Config) { c.RequestsMax = 24 })
 			m := targettest.NewModel(mem.Size(), 4096)
 			var opens atomic.Int32
-			for seed := range uint64(4) {
+			for seed := range uint64(seeds) {
 				targettest.Exercise{
-					Seed: seed, Steps: 1000, Clients: 4, Depth: 32, BlocksMax: 16, Model: m,
+					Seed: seed, Steps: steps, Clients: 4, Depth: 32, BlocksMax: 16, Model: m,
 					Open: func() (target.Device, error) { return e.open(t, addr, "v", styles[opens.Add(1)%3]) },
 				}.Run(t)
 				until(t, "all have left", func() bool { return s.Stats().Connections == 0 })

@@ -36,6 +36,12 @@ type Cacher interface {
 	Cache(off, n int64, done func(error))
 }
 
+// Refuser is a device that can send requests that must be refused, and change
+// nothing. done gets an error if one was not.
+type Refuser interface {
+	Refuse(done func(error))
+}
+
 // Run does it and fails t when a read returns what it must not.
 func (x Exercise) Run(t testing.TB) {
 	t.Helper()
@@ -165,11 +171,17 @@ func (c *client) step() {
 			c.ended(what, err)
 		}
 	}
-	switch k := c.rand.IntN(22); {
+	switch k := c.rand.IntN(23); {
 	case k < 8:
 		c.read(off, size)
 	case k == 20:
 		c.describe(off, size)
+	case k == 22:
+		if d, ok := c.dev.(Refuser); ok {
+			d.Refuse(func(err error) { c.ended("a bad request", err) })
+		} else {
+			c.ended("a bad request", nil)
+		}
 	case k == 21:
 		if d, ok := c.dev.(Cacher); ok {
 			d.Cache(off, int64(size), func(err error) { c.ended("cache", err) })

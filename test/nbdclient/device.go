@@ -3,6 +3,7 @@ package nbdclient
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"strings"
 	"sync"
@@ -108,6 +109,40 @@ func (d *Device) Trim(off, n int64, fua bool, done func(error)) {
 // Cache asks the server to have [off, off+n) at hand.
 func (d *Device) Cache(off, n int64, done func(error)) {
 	d.Start(CmdCache, d.some(FlagFUA), off, int(n), nil, kindly(done))
+}
+
+// Refuse sends a request that no server may carry out: off its blocks, beyond
+// the end, of nothing, or with a flag that the command does not take.
+func (d *Device) Refuse(done func(error)) {
+	d.mu.Lock()
+	block, blocks := int64(d.BlockMin), d.Client.Size/int64(d.BlockMin)
+	cmd := []uint16{CmdRead, CmdWrite, CmdTrim, CmdCache, CmdZero, 4711}[d.rand.IntN(6)]
+	off, n, flags := d.rand.Int64N(blocks)*block, block, uint16(0)
+	switch d.rand.IntN(5) {
+	case 0:
+		off += 1 + d.rand.Int64N(block-1)
+	case 1:
+		n = 1 + d.rand.Int64N(block-1)
+	case 2:
+		off = d.Client.Size - block*d.rand.Int64N(4)
+		n = d.Client.Size - off + block
+	case 3:
+		n = 0
+	default:
+		flags = 1 << (8 + d.rand.IntN(8))
+	}
+	d.mu.Unlock()
+	d.Start(cmd, flags, off, int(n), make([]byte, n), func(err error) {
+		var f *Failure
+		switch {
+		case errors.As(err, &f) && (f.Errno == syscall.EINVAL || f.Errno == syscall.ENOSPC):
+			done(nil)
+		case err == nil:
+			done(fmt.Errorf("command %d with flags %#x on [%d, +%d) was not refused", cmd, flags, off, n))
+		default:
+			done(err)
+		}
+	})
 }
 
 // Map is that of target.Mapper, for the contexts that were selected.
