@@ -332,7 +332,7 @@ func (m *Manager) attachOnce(ctx context.Context, d pool.Volume, by claim) (*Vol
 	v := newVolume(m.volumeConfig(d))
 	p, rec, err := quorum.Open(ctx, quorum.ProposerConfig{
 		Group: group, Transport: m.cfg.Transport, Local: m.cfg.Acceptors, Self: m.cfg.Self, Boot: m.cfg.Boot,
-		Seeds: seeds, Fallback: m.everybody(), Over: over, OnProgress: v.pend.progress, OnFenced: v.fenced,
+		Seeds: seeds, Fallback: m.everybody(), AtLeast: quorum.ForcedVersion(d.VotersVersion), Over: over, OnProgress: v.pend.progress, OnFenced: v.fenced,
 		OnMembers: func() { m.members(v) }, Log: m.cfg.Log,
 	})
 	if err != nil {

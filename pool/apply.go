@@ -81,6 +81,9 @@ func apply(s *State, c Command) error {
 	if c.SetPolicy != nil {
 		do = append(do, func() error { return setPolicy(s, *c.SetPolicy) })
 	}
+	if c.Audit != nil {
+		do = append(do, func() error { return putAudit(s, *c.Audit) })
+	}
 	if c.SetVoters != nil {
 		do = append(do, func() error { return setVoters(s, *c.SetVoters) })
 	}

@@ -72,7 +72,7 @@ func (s *State) check() error {
 	case s.Pool.IsZero():
 		return bad("state of no pool")
 	case len(s.Nodes) > NodesMax || len(s.Volumes) > VolumesMax || len(s.Tombstones) > TombstonesMax ||
-		len(s.Lanes.Lanes) > LanesMax || len(s.Recent) > recentMax || len(s.Gone) > GoneMax:
+		len(s.Lanes.Lanes) > LanesMax || len(s.Recent) > recentMax || len(s.Gone) > GoneMax || len(s.Audit) > AuditMax:
 		return bad("a list is longer than its limit")
 	case !slices.IsSortedFunc(s.Nodes, func(a, b NodeRecord) int { return a.ID.Compare(b.ID) }),
 		!slices.IsSortedFunc(s.Volumes, func(a, b Volume) int { return strings.Compare(a.Name, b.Name) }):

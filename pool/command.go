@@ -31,6 +31,7 @@ type Command struct {
 	RemoveNode  *RemoveNode  `json:"remove_node,omitempty"`
 	SetPolicy   *Policy      `json:"set_policy,omitempty"`
 	SetVoters   *SetVoters   `json:"set_voters,omitempty"`
+	Audit       *Audit       `json:"audit,omitempty"`
 }
 
 // SetLanes replaces the lanes table.

@@ -65,7 +65,7 @@ func (p *Pool) open(ctx context.Context) (*leadership, error) {
 	defer context.AfterFunc(p.quit, cancel)()
 	l := &leadership{pool: p}
 	prop, rec, err := quorum.Open(ctx, quorum.ProposerConfig{Group: p.group, Transport: p.cfg.Transport,
-		Local: p.cfg.Acceptors, Self: p.self, Boot: p.cfg.Boot, Seeds: p.seeds(), Fallback: p.everybody(),
+		Local: p.cfg.Acceptors, Self: p.self, Boot: p.cfg.Boot, Seeds: p.seeds(), Fallback: p.everybody(), AtLeast: p.atLeast.Load(),
 		OnProgress: l.progress, OnFenced: l.fenced, OnMembers: func() { wake(p.duties) }, Log: p.log})
 	if err != nil {
 		return nil, err

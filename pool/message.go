@@ -21,6 +21,9 @@ const (
 type snapshot struct {
 	State  *State         `json:"state"`
 	Voters []ident.NodeID `json:"voters"` // of the pool block
+	// AtLeast is the oldest configuration of the pool block that may lead: that of
+	// the last forced recovery.
+	AtLeast uint64 `json:"at_least,omitempty"`
 }
 
 func (p *Pool) decodeSnapshot(b []byte) (snapshot, error) {
@@ -79,7 +82,7 @@ func (p *Pool) onPull(_ context.Context, _ ident.NodeID, body []byte) ([]byte, e
 	if s.Version <= binary.LittleEndian.Uint64(body) {
 		return nil, nil
 	}
-	return pack(snapshot{State: s, Voters: p.Voters()}), nil
+	return pack(snapshot{State: s, Voters: p.Voters(), AtLeast: p.atLeast.Load()}), nil
 }
 
 func (p *Pool) onNews(from link.Peer, body []byte, _ bool) {
@@ -185,6 +188,7 @@ func (p *Pool) pull(ctx context.Context, from ident.NodeID) error {
 	if err != nil {
 		return err
 	}
+	p.bound(s.AtLeast)
 	if len(s.Voters) > 0 && !p.votes() {
 		p.mu.Lock()
 		p.voters = slices.Clone(s.Voters)

@@ -79,6 +79,8 @@ type Pool struct {
 	born  time.Time             // since when this process watches the others
 	state atomic.Pointer[State] // newest chosen state known here; never nil
 
+	atLeast atomic.Uint64 // see snapshot
+
 	mu      sync.Mutex
 	voters  []ident.NodeID          // of the pool block, as last heard
 	hint    ident.NodeID            // who led last
@@ -125,6 +127,7 @@ func New(cfg Config) (*Pool, error) {
 			return nil, err
 		}
 		p.state.Store(snap.State)
+		p.bound(snap.AtLeast)
 		p.voters, p.delivered = snap.Voters, snap.State.Version
 	}
 	cfg.Transport.HandleCall(typeSubmit, p.onSubmit)
@@ -291,7 +294,7 @@ func (p *Pool) save() *State {
 		return nil
 	}
 	p.delivered = s.Version
-	if err := p.cfg.File.Save(pack(snapshot{State: s, Voters: p.Voters()})); err != nil {
+	if err := p.cfg.File.Save(pack(snapshot{State: s, Voters: p.Voters(), AtLeast: p.atLeast.Load()})); err != nil {
 		p.log.Error("the pool's state was not saved; a restart may not know the newest nodes", "err", err)
 	}
 	return s

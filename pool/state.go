@@ -53,6 +53,7 @@ type State struct {
 	// Gone are nodes that were removed, the newest last. They are not let in again.
 	Gone   []ident.NodeID `json:"gone,omitempty"`
 	Policy Policy         `json:"policy,omitzero"`
+	Audit  []Audit        `json:"audit,omitempty"` // oldest first
 	// Recent are the ids of the commands applied last, oldest first, so that a
 	// retried command is applied once.
 	Recent []string `json:"recent,omitempty"`

@@ -20,6 +20,11 @@ const (
 	forcedVersions = 1 << 32
 )
 
+// ForcedVersion is the version of the forced configuration that one of the given
+// version goes back to, 0 if none was ever forced: see ProposerConfig.AtLeast.
+// What is asked for may have been proposed only.
+func ForcedVersion(version uint64) uint64 { return version / forcedVersions * forcedVersions }
+
 // Survivor is one copy of a group, as it is found when its quorum is gone.
 type Survivor struct {
 	Member   Member // the role is that in Config; Learner if it is not named there

@@ -21,7 +21,7 @@ func (a *app) poolCmd() *cobra.Command {
 		Args:  cobra.ArbitraryArgs,
 		RunE:  group,
 	}
-	c.AddCommand(a.poolShowCmd(), a.poolTokenCmd(), a.poolSetCmd(), a.exportCmd("discovery", "Show or set who may discover volumes over iSCSI", ""))
+	c.AddCommand(a.poolShowCmd(), a.poolTokenCmd(), a.poolSetCmd(), a.poolRecoverCmd(), a.poolAuditCmd(), a.exportCmd("discovery", "Show or set who may discover volumes over iSCSI", ""))
 	return c
 }
 

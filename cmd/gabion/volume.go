@@ -21,7 +21,7 @@ func (a *app) volumeCmd() *cobra.Command {
 		RunE:  group,
 	}
 	c.AddCommand(a.volumeCreateCmd(), a.volumeListCmd(), a.volumeShowCmd(), a.volumeResizeCmd(),
-		a.volumeAttachCmd(), a.volumeDeleteCmd(), a.snapshotCmd(),
+		a.volumeAttachCmd(), a.volumeDeleteCmd(), a.snapshotCmd(), a.volumeExplainCmd(), a.volumeRecoverCmd(),
 		a.exportCmd("export", "Show or set who may use a volume over iSCSI", "NAME"))
 	return c
 }

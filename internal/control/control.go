@@ -79,6 +79,7 @@ type Daemon interface {
 	Exporter
 	Bricks
 	Nodes
+	Doctor
 }
 
 // Status is the state of a pool as one node sees it. Lists are sorted by name

@@ -63,3 +63,41 @@ func TestCallsAboutNodesReachTheDaemon(t *testing.T) {
 		t.Errorf("asked %s", got)
 	}
 }
+
+func (d *recorder) ExplainVolume(ctx context.Context, name string) (*Explanation, error) {
+	return &Explanation{Waits: true, Findings: []Finding{{What: "a", SinceUnixSeconds: 3, Help: "b"}}}, d.note(ctx, "explain %s", name)
+}
+
+func (d *recorder) RecoverVolume(ctx context.Context, name string, q RecoverVolume) (*Recovered, error) {
+	return &Recovered{From: "n1", Kept: 3}, d.note(ctx, "recover %s %+v", name, q)
+}
+
+func (d *recorder) RecoverPool(ctx context.Context, q RecoverVolume) (*Recovered, error) {
+	return &Recovered{From: "n2", Seen: 3}, d.note(ctx, "recover pool %+v", q)
+}
+
+func (d *recorder) Audit(ctx context.Context) ([]AuditRecord, error) {
+	return []AuditRecord{{Node: "n1", What: "w"}}, d.note(ctx, "audit")
+}
+
+func TestCallsOfADoctorReachTheDaemon(t *testing.T) {
+	d := &recorder{}
+	c := serve(t, t.TempDir(), d)
+	ctx := t.Context()
+	if e, err := c.ExplainVolume(ctx, "v"); err != nil || !e.Waits || e.Findings[0].SinceUnixSeconds != 3 {
+		t.Errorf("explain: %+v, %v", e, err)
+	}
+	if r, err := c.RecoverVolume(ctx, "v", RecoverVolume{Confirm: "v", From: "n1"}); err != nil || r.Kept != 3 {
+		t.Errorf("recover: %+v, %v", r, err)
+	}
+	if r, err := c.RecoverPool(ctx, RecoverVolume{DryRun: true}); err != nil || r.Seen != 3 {
+		t.Errorf("recover pool: %+v, %v", r, err)
+	}
+	if a, err := c.Audit(ctx); err != nil || len(a) != 1 || a[0].Node != "n1" {
+		t.Errorf("audit: %+v, %v", a, err)
+	}
+	want := "[explain v recover v {Confirm:v From:n1 DryRun:false} recover pool {Confirm: From: DryRun:true} audit]"
+	if got := fmt.Sprint(d.asked); got != want {
+		t.Errorf("asked %s", got)
+	}
+}

@@ -99,6 +99,7 @@ func Handler(d Daemon, log *slog.Logger) http.Handler {
 	handleExports(mux, log, d)
 	handleNodes(mux, log, d)
 	handleBricks(mux, log, d)
+	handleDoctor(mux, log, d)
 	return mux
 }
 
