@@ -18,14 +18,17 @@ func TestAddressesThatOthersReach(t *testing.T) {
 		{Name: "a", Addr: "10.0.0.1:7400", NBD: "0.0.0.0:10809"},
 		{Name: "b", Addr: "10.0.0.2:7400", NBD: "[::]:10810"},
 		{Name: "off", Addr: "10.0.0.3:7400"},
+		{Name: "away", Addr: "10.0.0.5:7400"},
 		{Name: "here", Addr: "10.0.0.4:7400", NBD: "127.0.0.1:10809"},
 	}}
-	got := addresses(st, "here")
-	want := []client.Node{{Name: "here", Addr: "127.0.0.1:10809"}, {Name: "a", Addr: "10.0.0.1:10809"}, {Name: "b", Addr: "10.0.0.2:10810"}}
+	known := []client.Node{{Name: "away", Addr: "10.0.0.5:10809"}, {Name: "evicted", Addr: "10.0.0.6:10809"}, {Name: "a", Addr: "10.0.0.9:1"}}
+	got := addresses(st, "here", known)
+	want := []client.Node{{Name: "here", Addr: "127.0.0.1:10809"}, {Name: "a", Addr: "10.0.0.1:10809"}, {Name: "b", Addr: "10.0.0.2:10810"},
+		{Name: "away", Addr: "10.0.0.5:10809"}}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("%+v", got)
 	}
-	if ask(t.TempDir()) != nil {
+	if ask(t.TempDir(), known) != nil {
 		t.Error("no node runs there")
 	}
 }

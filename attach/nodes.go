@@ -52,7 +52,10 @@ func (n *nodes) list() []client.Node {
 
 // refresh asks the local node now.
 func (n *nodes) refresh() {
-	found := ask(n.dir)
+	n.mu.Lock()
+	known := n.known
+	n.mu.Unlock()
+	found := ask(n.dir, known)
 	n.mu.Lock()
 	n.asking, n.asked = false, time.Now()
 	changed := len(found) > 0 && !slices.Equal(found, n.known)
@@ -67,8 +70,9 @@ func (n *nodes) refresh() {
 }
 
 // ask lists the NBD addresses of the pool's nodes, those of the local node
-// first; none if it does not answer.
-func ask(dir string) []client.Node {
+// first; none if it does not answer. A node that is away keeps the address that
+// is known: it is the others that must be found when it is back.
+func ask(dir string, known []client.Node) []client.Node {
 	ctx, cancel := context.WithTimeout(context.Background(), askMax)
 	defer cancel()
 	c := control.NewClient(dir)
@@ -81,14 +85,18 @@ func ask(dir string) []client.Node {
 	if l, err := c.LocalStatus(ctx); err == nil {
 		local = l.Node.Name
 	}
-	return addresses(st, local)
+	return addresses(st, local, known)
 }
 
 // addresses makes the list from a status.
-func addresses(st *control.Status, local string) []client.Node {
+func addresses(st *control.Status, local string, known []client.Node) []client.Node {
 	var out []client.Node
 	for _, x := range st.Nodes {
-		if addr := reachable(x); addr != "" && len(out) < nodesMax {
+		addr := reachable(x)
+		if i := slices.IndexFunc(known, func(k client.Node) bool { return k.Name == x.Name }); addr == "" && x.NBD == "" && i >= 0 {
+			addr = known[i].Addr
+		}
+		if addr != "" && len(out) < nodesMax {
 			out = append(out, client.Node{Name: x.Name, Addr: addr})
 		}
 	}

@@ -23,7 +23,7 @@ stage() {
 	# One package at a time: they measure pauses and processor time.
 	rigs) go test -json -p 1 -timeout 12m $rigs ;;
 	conform) go test -json -p 1 -timeout 5m ./test/conform ./test/nbdfeatures ;;
-	vm) go test -json -p 1 -timeout 40m ./test/vm ;;
+	vm) go test -json -p 1 -timeout 60m ./test/vm ;;
 	*) echo "{\"Action\":\"fail\",\"Package\":\"no such stage: $1\"}" ;;
 	esac || true
 	echo "stage $1 took $((SECONDS - began)) s"

@@ -69,7 +69,7 @@ type Config struct {
 	// time; it must not call the engine.
 	OnChange func(State)
 
-	// DialTimeout bounds connecting and the node's greeting, 2 s.
+	// DialTimeout bounds connecting and the node's greeting, 3 s.
 	DialTimeout time.Duration
 	// OpenTimeout bounds the wait for a session: a takeover needs the lease of
 	// the one that is gone to run out, 15 s.
@@ -126,7 +126,7 @@ func (c Config) normal() (Config, error) {
 		v   *time.Duration
 		def time.Duration
 	}{
-		{&c.DialTimeout, 2 * time.Second}, {&c.OpenTimeout, 15 * time.Second}, {&c.ProbeAfter, time.Second},
+		{&c.DialTimeout, 3 * time.Second}, {&c.OpenTimeout, 15 * time.Second}, {&c.ProbeAfter, time.Second},
 		{&c.StuckAfter, 10 * time.Second}, {&c.RequestTimeout, 5 * time.Minute},
 	} {
 		if *f.v == 0 {

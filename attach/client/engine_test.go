@@ -56,7 +56,7 @@ func TestEngineMatchesFlatArray(t *testing.T) {
 			var wg sync.WaitGroup
 			wg.Go(func() { p.torment(e, rand.New(rand.NewPCG(seed, 7)), over) })
 			m := targettest.NewModel(size, 4096)
-			targettest.Exercise{Seed: seed, Steps: 1000, Clients: 3, Model: m,
+			targettest.Exercise{Seed: seed, Steps: 600, Clients: 3, Model: m,
 				Open: func() (target.Device, error) { return shared{e}, nil }}.Run(t)
 			close(over)
 			wg.Wait()

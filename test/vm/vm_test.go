@@ -21,7 +21,7 @@ import (
 const (
 	kernelTimeout   = 8 * time.Minute
 	bootTimeout     = 5 * time.Minute
-	failoverTimeout = 30 * time.Minute
+	failoverTimeout = 20 * time.Minute
 )
 
 // rig is a test machine with one disk; the disk and out survive its death.
