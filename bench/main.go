@@ -2,6 +2,7 @@
 // the same fio jobs, in alternating rounds, medians.
 //
 //	bench [-rounds 3] [-seconds 5] [-size 1G] [-jobs REGEXP] [-servers REGEXP] [-record]
+//	bench -iscsi ...   one node and one copy over iSCSI, beside tgtd
 //
 // Servers: gabion with three nodes and three copies, gabion with one node and
 // one copy, nbdkit with a file, nbdkit with memory, and, when FLOOR names its
@@ -26,7 +27,7 @@ type options struct {
 	rounds, seconds int
 	size            string
 	jobs, servers   *regexp.Regexp
-	record          bool
+	record, iscsi   bool
 	gabion, dir     string
 }
 
@@ -38,6 +39,7 @@ func main() {
 	jobs := flag.String("jobs", ".", "only jobs whose name matches")
 	servers := flag.String("servers", ".", "only servers whose name matches")
 	flag.BoolVar(&o.record, "record", false, "write bench/results/DATE.md")
+	flag.BoolVar(&o.iscsi, "iscsi", false, "measure iSCSI beside tgtd instead of NBD")
 	flag.StringVar(&o.gabion, "gabion", "bin/gabion", "the binary to measure")
 	flag.StringVar(&o.dir, "dir", "/var/tmp", "where the disks of all servers are")
 	flag.Parse()
@@ -49,7 +51,11 @@ func main() {
 }
 
 func run(o options) error {
-	for _, tool := range []string{"fio", "nbdkit"} {
+	tools := []string{"fio", "nbdkit"}
+	if o.iscsi {
+		tools = nil // runISCSI asks for its own
+	}
+	for _, tool := range tools {
 		if _, err := exec.LookPath(tool); err != nil {
 			return fmt.Errorf("%w: test/needs.sh installs it", err)
 		}
@@ -59,6 +65,17 @@ func run(o options) error {
 		return err
 	}
 	defer os.RemoveAll(dir)
+	if o.iscsi {
+		text, err := runISCSI(o, dir)
+		if err != nil {
+			return err
+		}
+		fmt.Print(text)
+		if o.record {
+			return record(o, text)
+		}
+		return nil
+	}
 	interrupted := make(chan os.Signal, 1)
 	signal.Notify(interrupted, os.Interrupt, syscall.SIGTERM)
 

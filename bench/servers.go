@@ -14,11 +14,12 @@ import (
 
 // server is one measured server that runs.
 type server struct {
-	name string
-	uri  string
-	pids []int
-	stop func()
-	log  func() string
+	name  string
+	uri   string
+	iscsi string // address of its iSCSI portal
+	pids  []int
+	stop  func()
+	log   func() string
 }
 
 // kinds of servers, in the order of the report. start returns nil when the
@@ -67,7 +68,7 @@ func startGabion(o options, dir string, nodes int) (*server, error) {
 		s.stop()
 		return nil, err
 	}
-	s.uri = "nbd://" + n.Info.NBD + "/bench"
+	s.uri, s.iscsi = "nbd://"+n.Info.NBD+"/bench", n.Info.ISCSI
 	return s, nil
 }
 

@@ -3,13 +3,10 @@ package conform
 import (
 	"context"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -98,12 +95,16 @@ func TestISCSISuite(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	peer := startTgt(t)
+	tgt, err := cluster.StartTgt(t.TempDir(), 256<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(tgt.Stop)
 	var ours, theirs map[string]outcome
 	var wg sync.WaitGroup
 	base := "iscsi://" + n.Info.ISCSI + "/iqn.2026-11.storage.gabion:gabion:"
 	wg.Go(func() { ours = suite(t, base+"suite/0", base+"whole/0") })
-	wg.Go(func() { theirs = suite(t, peer, peer) })
+	wg.Go(func() { theirs = suite(t, tgt.URL, tgt.URL) })
 	wg.Wait()
 
 	doc, err := os.ReadFile("../../docs/ISCSI.md")
@@ -149,61 +150,4 @@ func tail(s string) string {
 		s = s[i:]
 	}
 	return s[max(0, len(s)-3000):]
-}
-
-// startTgt runs tgtd with a thin disk of 256 MiB, as it comes, and returns its URL.
-func startTgt(t *testing.T) string {
-	t.Helper()
-	dir := t.TempDir()
-	disk := filepath.Join(dir, "disk")
-	if err := os.WriteFile(disk, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Truncate(disk, 256<<20); err != nil {
-		t.Fatal(err)
-	}
-	addr, err := cluster.FreeAddr()
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, port, err := net.SplitHostPort(addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	control := strconv.Itoa(os.Getpid()%30000 + 1000)
-	if err := os.MkdirAll("/run/tgtd", 0o755); err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command("tgtd", "-f", "-C", control, "--iscsi", "portal=127.0.0.1:"+port)
-	if err := cluster.StartCmd(cmd); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-		_ = os.Remove("/run/tgtd/socket." + control)
-		_ = os.Remove("/run/tgtd/socket." + control + ".lock")
-	})
-	admin := func(args ...string) error {
-		_, err := try("tgtadm", append([]string{"-C", control, "--lld", "iscsi"}, args...)...)
-		return err
-	}
-	for end := time.Now().Add(10 * time.Second); admin("--op", "show", "--mode", "system") != nil; {
-		if time.Now().After(end) {
-			t.Fatal("tgtd does not answer")
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
-	const name = "iqn.2026-11.test:tgt"
-	for _, args := range [][]string{
-		{"--op", "new", "--mode", "target", "--tid", "1", "-T", name},
-		{"--op", "new", "--mode", "logicalunit", "--tid", "1", "--lun", "1", "-b", disk},
-		{"--op", "update", "--mode", "logicalunit", "--tid", "1", "--lun", "1", "--params", "thin_provisioning=1"},
-		{"--op", "bind", "--mode", "target", "--tid", "1", "-I", "ALL"},
-	} {
-		if err := admin(args...); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return "iscsi://" + addr + "/" + name + "/1"
 }

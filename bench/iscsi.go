@@ -1,0 +1,157 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/gabion-storage/gabion/test/cluster"
+)
+
+// iscsiJob is one job of the clients of libiscsi: iscsi-perf reads at random,
+// qemu-img moves on by a step.
+type iscsiJob struct {
+	name         string
+	bytes, depth int
+	write        bool
+	random       bool
+}
+
+var iscsiJobs = []iscsiJob{
+	{"4k randread qd32", 4096, 32, false, true},
+	{"4k randwrite qd32", 4096, 32, true, true},
+	{"4k randread qd1", 4096, 1, false, true},
+	{"4k randwrite qd1", 4096, 1, true, true},
+	{"1M read qd4", 1 << 20, 4, false, false},
+	{"1M write qd4", 1 << 20, 4, true, false},
+}
+
+// scatter is the step of a random job, in blocks: with it qemu-img visits every
+// block of a volume of 2^n blocks, far from the one before.
+const scatter = 40503
+
+var (
+	perfLine  = regexp.MustCompile(`iops average (\d+)`)
+	benchLine = regexp.MustCompile(`Run completed in ([0-9.]+) seconds`)
+)
+
+// runISCSI measures gabion, one node and one copy, beside tgtd on the same disk.
+func runISCSI(o options, dir string) (string, error) {
+	for _, tool := range []string{"iscsi-perf", "qemu-img", "tgtd", "tgtadm"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			return "", fmt.Errorf("%w: test/needs.sh installs it", err)
+		}
+	}
+	size, err := strconv.ParseInt(strings.TrimSuffix(o.size, "G"), 10, 32)
+	if err != nil {
+		return "", fmt.Errorf("-iscsi takes a size in whole G, not %s", o.size)
+	}
+	ours, err := startGabion(o, filepath.Join(dir, "gabion"), 1)
+	if err != nil {
+		return "", err
+	}
+	defer ours.stop()
+	ours.name = "gabion-1x1"
+	if err := os.MkdirAll(filepath.Join(dir, "tgt"), 0o755); err != nil {
+		return "", err
+	}
+	tgt, err := cluster.StartTgt(filepath.Join(dir, "tgt"), size<<30)
+	if err != nil {
+		return "", err
+	}
+	defer tgt.Stop()
+	theirs := &server{name: "tgtd", uri: tgt.URL, pids: []int{tgt.PID}, log: func() string { return "" }}
+	ours.uri = "iscsi://" + ours.iscsi + "/iqn.2026-11.storage.gabion:gabion:bench/0"
+	servers := []*server{ours, theirs}
+	for _, s := range servers {
+		fmt.Fprintf(os.Stderr, "filling %s\n", s.name)
+		if _, err := qemuBench(s, iscsiJob{bytes: 1 << 20, depth: 4, write: true}, int(size)<<10); err != nil {
+			return "", err
+		}
+	}
+	results := map[string]map[string][]result{}
+	for round := range o.rounds {
+		for _, j := range iscsiJobs {
+			if !o.jobs.MatchString(j.name) {
+				continue
+			}
+			for _, s := range servers {
+				r, err := measureISCSI(o, s, j)
+				if err != nil {
+					return "", err
+				}
+				fmt.Fprintf(os.Stderr, "round %d  %-26s %-14s %9.0f IOPS %7.1f us\n", round+1, j.name, s.name, r.iops, r.cpu)
+				if results[j.name] == nil {
+					results[j.name] = map[string][]result{}
+				}
+				results[j.name][s.name] = append(results[j.name][s.name], r)
+			}
+		}
+	}
+	return reportISCSI(results), nil
+}
+
+// measureISCSI runs one job for about as long as it shall take.
+func measureISCSI(o options, s *server, j iscsiJob) (result, error) {
+	if !j.write && j.random {
+		before := s.cpu()
+		out, err := exec.Command("iscsi-perf", "-r", "-m", strconv.Itoa(j.depth), "-b", strconv.Itoa(j.bytes/512),
+			"-t", strconv.Itoa(o.seconds), s.uri).CombinedOutput()
+		used := s.cpu() - before
+		m := perfLine.FindAllSubmatch(out, -1)
+		if err != nil || len(m) == 0 {
+			return result{}, fmt.Errorf("iscsi-perf on %s: %w: %s", s.name, err, out)
+		}
+		iops, err := strconv.ParseFloat(string(m[len(m)-1][1]), 64)
+		return result{iops: iops, cpu: used.Seconds() * 1e6 / max(1, iops*float64(o.seconds))}, err
+	}
+	probe, err := qemuBench(s, j, 4*j.depth+64)
+	if err != nil {
+		return result{}, err
+	}
+	return qemuBench(s, j, max(64, int(probe.iops)*o.seconds))
+}
+
+// qemuBench has qemu-img make n requests.
+func qemuBench(s *server, j iscsiJob, n int) (result, error) {
+	step := j.bytes
+	if j.random {
+		step *= scatter
+	}
+	args := []string{"bench", "-f", "raw", "-t", "none", "-c", strconv.Itoa(n), "-d", strconv.Itoa(j.depth),
+		"-s", strconv.Itoa(j.bytes), "-S", strconv.Itoa(step)}
+	if j.write {
+		args = append(args, "-w")
+	}
+	before := s.cpu()
+	began := time.Now()
+	out, err := exec.Command("qemu-img", append(args, s.uri)...).CombinedOutput()
+	used := s.cpu() - before
+	m := benchLine.FindSubmatch(out)
+	if err != nil || m == nil {
+		return result{}, fmt.Errorf("qemu-img on %s after %v: %w: %s%s", s.name, time.Since(began), err, out, s.log())
+	}
+	seconds, err := strconv.ParseFloat(string(m[1]), 64)
+	return result{iops: float64(n) / seconds, cpu: used.Seconds() * 1e6 / float64(n)}, err
+}
+
+func reportISCSI(results map[string]map[string][]result) string {
+	var b strings.Builder
+	b.WriteString("\n| iSCSI | gabion-1x1 IOPS | tgtd IOPS | gabion/tgtd | gabion CPU us/op | tgtd CPU us/op |\n|---|---:|---:|---:|---:|---:|\n")
+	for _, j := range iscsiJobs {
+		rs := results[j.name]
+		if rs == nil {
+			continue
+		}
+		iops := func(r result) float64 { return r.iops }
+		cpu := func(r result) float64 { return r.cpu }
+		a, t := median(rs["gabion-1x1"], iops), median(rs["tgtd"], iops)
+		fmt.Fprintf(&b, "| %s | %.0f | %.0f | %.2f | %.0f | %.0f |\n", j.name, a, t, a/t, median(rs["gabion-1x1"], cpu), median(rs["tgtd"], cpu))
+	}
+	return b.String()
+}
