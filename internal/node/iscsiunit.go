@@ -54,11 +54,15 @@ type attachment struct {
 }
 
 func newUnit(t *targets, st *pool.State, d pool.Volume) *unit {
-	u := &unit{t: t, id: d.ID, gone: make(chan struct{})}
+	// looking: nothing is looked up, and told to the unit, before there is one.
+	u := &unit{t: t, id: d.ID, gone: make(chan struct{}), looking: true}
 	u.lu = scsi.NewLU(scsi.Config{
 		Identity: scsi.Identity{Volume: d.ID, Target: t.name(st, d), Product: "volume", Revision: "1", Port: t.port},
 		Backend:  u, Reservations: u, Log: t.n.cfg.Log,
 	})
+	u.mu.Lock()
+	u.looking = false
+	u.mu.Unlock()
 	return u
 }
 
