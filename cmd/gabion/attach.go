@@ -21,6 +21,7 @@ import (
 // attachFlags are the flags of attach.
 type attachFlags struct {
 	list, foreground, takeover bool
+	iscsi                      bool
 	nodes                      []string
 	kind, tls                  string
 	connections                int
@@ -61,11 +62,15 @@ the local node the holder of a volume and no device.`,
 			case f.list:
 				return a.listAttached(f.dirs())
 			}
+			if f.iscsi {
+				return a.attachISCSI(c.Context(), args[0])
+			}
 			return a.attachVolume(c.Context(), args[0], &f)
 		},
 	}
 	fl := c.Flags()
 	fl.BoolVar(&f.list, "list", false, "list what is attached on this machine")
+	fl.BoolVar(&f.iscsi, "iscsi", false, "have open-iscsi (iscsiadm) log in to every node instead; no process is left behind")
 	fl.StringSliceVar(&f.nodes, "node", nil, "`HOST:PORT` or unix:/PATH of a node's NBD server; may be repeated (default: ask the local node)")
 	fl.StringVar(&f.tls, "tls", "", "`DIR` of 'gabion node nbd-client', for nodes with --nbd-tls")
 	fl.StringVar(&f.kind, "kind", "", "`KIND` of device: nbd or fuse (default: nbd if the kernel has it)")
