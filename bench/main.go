@@ -44,18 +44,18 @@ func main() {
 	flag.StringVar(&o.dir, "dir", "/var/tmp", "where the disks of all servers are")
 	flag.Parse()
 	o.jobs, o.servers = regexp.MustCompile(*jobs), regexp.MustCompile(*servers)
-	if err := run(o); err != nil {
+	do := run
+	if o.iscsi {
+		do = runISCSI
+	}
+	if err := do(o); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
 func run(o options) error {
-	tools := []string{"fio", "nbdkit"}
-	if o.iscsi {
-		tools = nil // runISCSI asks for its own
-	}
-	for _, tool := range tools {
+	for _, tool := range []string{"fio", "nbdkit"} {
 		if _, err := exec.LookPath(tool); err != nil {
 			return fmt.Errorf("%w: test/needs.sh installs it", err)
 		}
@@ -65,17 +65,6 @@ func run(o options) error {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	if o.iscsi {
-		text, err := runISCSI(o, dir)
-		if err != nil {
-			return err
-		}
-		fmt.Print(text)
-		if o.record {
-			return record(o, text)
-		}
-		return nil
-	}
 	interrupted := make(chan os.Signal, 1)
 	signal.Notify(interrupted, os.Interrupt, syscall.SIGTERM)
 
