@@ -223,6 +223,10 @@ func join(n int, done func(error)) func(error) {
 	if n == 1 {
 		return done
 	}
+	return joinMany(n, done) // what it captures is on the heap
+}
+
+func joinMany(n int, done func(error)) func(error) {
 	var mu sync.Mutex
 	var first error
 	return func(err error) {

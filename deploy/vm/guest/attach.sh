@@ -14,7 +14,7 @@ fail() {
 mount_pool /dev/vda
 make_pool
 g volume create v --size 512M --replicas 3 >/dev/null
-until_true 60 "copies of v" redundant v
+until_true 180 "copies of v" redundant v
 
 look() { g attach --list --json | jq -r ".[0].$1"; }
 serving() { look state.node.name; }
@@ -24,7 +24,7 @@ serves() { [ "$(serving)" != "" ]; }
 grows() { [ "$(wc -l </out/ledger.1)" -gt "$1" ]; }
 # goes_on: the ledger gets further acknowledgements
 goes_on() {
-	until_true 60 "the ledger goes on" grows $(($(wc -l </out/ledger.1) + 5))
+	until_true 180 "the ledger goes on" grows $(($(wc -l </out/ledger.1) + 5))
 	kill -0 $loader || fail "the load ended by itself"
 }
 number() { echo "${1#n}"; }
@@ -53,36 +53,36 @@ if [ "${RIG_DATABASE:-0}" = 1 ]; then
 fi
 $load load -device /mnt/v/ledger -blocks 4096 -round 1 -record /out/ledger.1 -depth 4 -flush-every 8 >/tmp/load &
 loader=$!
-until_true 60 "first acknowledgement" test -s /out/ledger.1
+until_true 180 "first acknowledgement" test -s /out/ledger.1
 
 for round in $(seq 1 "${RIG_ROUNDS:-1}"); do
 	phase "kill $round"
 	was=$(serving) i=$(number "$(serving)")
 	kill -KILL "${pids[$i]}"
-	until_true 60 "another node than $was serves" moved "$was"
+	until_true 180 "another node than $was serves" moved "$was"
 	goes_on
 	start_node "$i"
-	until_true 60 "node $i" ready "$i"
-	until_true 60 "copies of v" redundant v
+	until_true 180 "node $i" ready "$i"
+	until_true 180 "copies of v" redundant v
 
 	phase "freeze $round"
 	was=$(serving) i=$(number "$(serving)")
 	kill -STOP "${pids[$i]}"
-	until_true 60 "another node than $was serves" moved "$was"
+	until_true 180 "another node than $was serves" moved "$was"
 	sleep 4 # past every lease and timeout
 	kill -CONT "${pids[$i]}"
 	goes_on
-	until_true 60 "copies of v" redundant v
+	until_true 180 "copies of v" redundant v
 
 	phase "restart $round"
 	for i in 1 2 3; do
 		kill -TERM "${pids[$i]}"
 		wait "${pids[$i]}" || fail "node $i ended with $?"
-		until_true 60 "a node serves" serves
+		until_true 180 "a node serves" serves
 		goes_on
 		start_node "$i"
-		until_true 60 "node $i" ready "$i"
-		until_true 60 "copies of v" redundant v
+		until_true 180 "node $i" ready "$i"
+		until_true 180 "copies of v" redundant v
 	done
 	echo "at $SECONDS s: round $round, longest pause so far $(($(look state.longest_pause_ns) / 1000000)) ms, $(look state.moves) moves"
 done
@@ -92,7 +92,7 @@ pause=$(($(look state.longest_pause_ns) / 1000000))
 
 phase "kill the process"
 kill -KILL "$(look pid)"
-until_true 10 "its death is seen" died
+until_true 60 "its death is seen" died
 device=$(look device)
 g attach v
 [ "$(look device)" = "$device" ] || fail "$device was not taken up again"
@@ -127,17 +127,17 @@ if dmesg | grep -E 'I/O error|hung_task|blocked for more|EXT4-fs error'; then fa
 # What the stock client gives by itself: it comes back to the same address, and what was under way fails.
 phase "nbd-client -persist"
 g volume create w --size 64M --replicas 3 >/dev/null
-until_true 60 "copies of w" redundant w
+until_true 180 "copies of w" redundant w
 nbd-client 127.0.0.1 "$(nbd_port 2)" /dev/nbd1 -N w -b 4096 -persist -nonetlink >/dev/null
 write_one() { dd if=/dev/zero of=/dev/nbd1 bs=4k count=1 seek="$1" oflag=direct conv=notrunc 2>/dev/null; }
-until_true 30 "a first write" write_one 0
+until_true 90 "a first write" write_one 0
 kill -KILL "${pids[2]}"
 failed=0
 for i in $(seq 1 20); do
 	write_one "$i" || failed=$((failed + 1))
-	[ "$i" != 10 ] || { start_node 2 && until_true 60 "node 2" ready 2; }
+	[ "$i" != 10 ] || { start_node 2 && until_true 180 "node 2" ready 2; }
 done
-until_true 60 "a write after the return" write_one 21
+until_true 180 "a write after the return" write_one 21
 echo "nbd-client -persist: $failed of 20 writes failed around the death of its node, and it came back by itself"
 [ $failed -gt 0 ] || fail "docs/ATTACH.md says that some fail"
 nbd-client -d /dev/nbd1
