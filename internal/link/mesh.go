@@ -67,6 +67,7 @@ type Mesh struct {
 	inbound  map[inKey]*conn
 	raw      map[net.Conn]struct{} // in a handshake or join
 	gripe    gripes
+	banned   map[ident.NodeID]bool // replaced whole
 }
 
 type inKey struct {
@@ -295,6 +296,10 @@ func (m *Mesh) serveInbound(c *conn) {
 	key := inKey{c.peer, c.cls}
 	m.mu.Lock()
 	old := m.inbound[key]
+	if m.banned[c.peer] { // since it was verified
+		m.mu.Unlock()
+		return
+	}
 	if m.closed || (old == nil && len(m.inbound) >= InboundMax) {
 		m.mu.Unlock()
 		m.gripe.warn(m.log, "connection refused", "node", c.peer.Short(), "error", "too many connections")
@@ -316,6 +321,33 @@ func (m *Mesh) serveInbound(c *conn) {
 	}
 	m.mu.Unlock()
 	m.log.Debug("inbound connection ended", "node", c.peer.Short(), "class", uint8(c.cls), "error", err)
+}
+
+// Ban makes the mesh refuse connections from and to these nodes, whatever
+// certificates they have, and ends those that there are. Each call replaces the one before.
+func (m *Mesh) Ban(nodes []ident.NodeID) {
+	banned := make(map[ident.NodeID]bool, len(nodes))
+	for _, id := range nodes {
+		banned[id] = true
+	}
+	var ended []*conn
+	m.mu.Lock()
+	m.banned = banned
+	for k, c := range m.inbound {
+		if banned[k.node] {
+			ended = append(ended, c)
+		}
+	}
+	m.mu.Unlock()
+	for _, c := range ended {
+		c.end(fault.Newf(fault.Denied, "link", c.peer.Short(), "the node was removed from the pool, or declared lost"))
+	}
+}
+
+func (m *Mesh) isBanned(id ident.NodeID) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.banned[id]
 }
 
 // serverTLS demands a node certificate, except of those that come to join.
@@ -346,6 +378,9 @@ func (m *Mesh) verify(peer *ident.NodeID) func(tls.ConnectionState) error {
 		}
 		if id == m.self {
 			return fault.Newf(fault.Denied, "link.verify", "", "the peer has this node's own key; a key belongs to one node only")
+		}
+		if m.isBanned(id) {
+			return fault.Newf(fault.Denied, "link.verify", id.Short(), "the node was removed from the pool, or declared lost")
 		}
 		*peer = id
 		return nil

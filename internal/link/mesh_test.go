@@ -146,6 +146,25 @@ func TestNodeNotInTheListIsAccepted(t *testing.T) {
 	until(t, "connected", func() bool { return fresh.Connected(m.Self()) })
 }
 
+// TestBannedNodesAreCutOff: a node that was removed has a certificate of the pool
+// still, and no say any more.
+func TestBannedNodesAreCutOff(t *testing.T) {
+	ca := newPool(t)
+	m, log := startMesh(t, MeshConfig{Identity: identity(t, ca)})
+	gone, _ := startMesh(t, MeshConfig{Identity: identity(t, ca)})
+	gone.SetPeers(map[ident.NodeID]string{m.Self(): m.Addr()})
+	until(t, "connected", func() bool { return gone.Connected(m.Self()) })
+	m.Ban([]ident.NodeID{gone.Self()})
+	until(t, "cut off", func() bool { return !gone.Connected(m.Self()) })
+	until(t, "refused", func() bool { return log.has("was removed from the pool") })
+	if gone.Connected(m.Self()) {
+		t.Error("connected again")
+	}
+	m.Ban(nil)
+	gone.Redial(m.Self())
+	until(t, "let in again", func() bool { return gone.Connected(m.Self()) })
+}
+
 func TestDiallerRefusesTheWrongNode(t *testing.T) {
 	ca := newPool(t)
 	m, _ := startMesh(t, MeshConfig{Identity: identity(t, ca)})

@@ -43,6 +43,8 @@ type CoreConfig struct {
 	PoolName string
 	// OnPeers is told where the other nodes are.
 	OnPeers func(map[ident.NodeID]string)
+	// OnBanned is told, first, which nodes are to be refused.
+	OnBanned func([]ident.NodeID)
 
 	// Tune and Kouncil shorten timers and limits in tests; nil and zero for defaults.
 	Tune    func(*blockdev.Config)
@@ -234,6 +236,16 @@ func (c *Core) onState(st *pool.State) {
 		if r.ID != c.Self {
 			peers[r.ID] = r.Addr
 		}
+	}
+	banned := slices.Clone(st.Gone)
+	for i := range st.Nodes {
+		if r := &st.Nodes[i]; r.Standing == pool.Lost && r.ID != c.Self {
+			banned = append(banned, r.ID)
+			delete(peers, r.ID)
+		}
+	}
+	if c.cfg.OnBanned != nil {
+		c.cfg.OnBanned(banned)
 	}
 	if c.cfg.OnPeers != nil {
 		c.cfg.OnPeers(peers)

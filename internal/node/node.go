@@ -177,7 +177,7 @@ func (n *Node) build(ctx context.Context, out outside) error {
 		Pool: n.poolID, Name: n.name, Addr: advertised(n.mesh), Labels: n.labels(out.iscsi), Boot: n.boot, Witness: n.cfg.Witness,
 		Transport: n.mesh, Bricks: n.brickList(), BrickInfos: n.brickInfos, Scrub: n.dir.mem.Scrub,
 		StateFile: n.dir.stateFile(), First: first, PoolName: "gabion",
-		OnPeers: n.mesh.SetPeers, Log: n.cfg.Log,
+		OnPeers: n.mesh.SetPeers, OnBanned: n.mesh.Ban, Log: n.cfg.Log,
 	})
 	if err != nil {
 		return err
