@@ -24,7 +24,7 @@ const reliefBytes = 128 << 10
 
 // foldInParts folds parts of the frozen tail for as long as each gives more
 // space back than it takes, then the rest without moving anything. It returns nil if all is folded, else
-// why the rest does not fit. change, which may be nil, goes with the first part.
+// why the rest does not fit. With a change it ends when that is made.
 func (v *Volume) foldInParts(ctx context.Context, frozen *tail.Tail, upTo uint64, change *snapshotChange, why error) error {
 	if mutated("no-relief") {
 		return why
@@ -36,10 +36,10 @@ func (v *Volume) foldInParts(ctx context.Context, frozen *tail.Tail, upTo uint64
 		}
 		f := v.newPart(frozen, upTo, change, early, budget)
 		switch err := v.fold(ctx, f); {
-		case err == nil && f.to == upTo:
-			return nil
+		case err == nil && (f.to == upTo || change != nil):
+			return nil // what change was for is done; the rest can wait
 		case err == nil:
-			budget, change = 2*budget, nil
+			budget *= 2
 		case !fault.Is(err, fault.NoSpace):
 			return err
 		case budget > reliefBytes:
@@ -60,7 +60,8 @@ func (v *Volume) foldInParts(ctx context.Context, frozen *tail.Tail, upTo uint64
 func (f *fold) worthwhile() error {
 	_, _, live, stored := f.v.table.Stats()
 	_, _, liveAfter, storedAfter := f.tx.Stats()
-	if !f.partial || storedAfter < stored || liveAfter <= live-max(extent.BlocksMax, live/8) {
+	// A snapshot that is given up lets later writes free what it kept.
+	if !f.partial || f.change != nil || storedAfter < stored || liveAfter <= live-max(extent.BlocksMax, live/8) {
 		return nil
 	}
 	return fault.Newf(fault.NoSpace, "volume.checkpoint", f.v.cfg.Name, "nothing was trimmed or overwritten that would make room")

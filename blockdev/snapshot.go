@@ -121,23 +121,21 @@ func (v *Volume) changeSnapshots(ctx context.Context, plan func() (*snapshotChan
 	}
 	defer v.unstall()
 	defer v.checkpointing.Store(false)
-	v.mu.RLock()
-	left := v.frozen != nil // by a checkpoint that failed
-	v.mu.RUnlock()
-	if left {
-		err := v.checkpoint(ctx)
-		if v.judge(err); err != nil {
-			return err
-		}
-	}
 	v.mu.Lock()
 	change, err := plan()
 	if err == nil {
 		err = v.err
 	}
+	left := v.frozen != nil // by a checkpoint that failed
 	v.mu.Unlock()
 	if err != nil {
 		return err
+	}
+	if left && change.create != nil { // it is older than what was answered by now
+		err := v.checkpoint(ctx)
+		if v.judge(err); err != nil {
+			return err
+		}
 	}
 	err = v.checkpointWith(ctx, change)
 	v.judge(err)
