@@ -283,6 +283,10 @@ func (s *Server) replace(c *conn) bool {
 	if old == nil {
 		return true
 	}
+	if mutated("reinstate-at-once") {
+		go old.kill(errDrain)
+		return true
+	}
 	old.kill(fault.Newf(fault.Fenced, "iscsi.session", c.who.Initiator, "the initiator logged in again"))
 	t := time.NewTimer(s.cfg.ReinstateMax)
 	defer t.Stop()
