@@ -3,6 +3,7 @@ package scsi
 import (
 	"context"
 	"math/bits"
+	"strings"
 	"sync/atomic"
 )
 
@@ -94,6 +95,7 @@ func (n *Nexus) denied(c *Command) bool {
 // Nexus begins a nexus. A session that is reinstated (the same initiator name
 // and ISID) closes the old one first; the new one is told of the loss.
 func (lu *LU) Nexus(id NexusID) *Nexus {
+	id.Initiator = strings.ToLower(id.Initiator) // names differ by more than case (RFC 3722)
 	n := &Nexus{lu: lu, id: id}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	lu.mu.Lock()

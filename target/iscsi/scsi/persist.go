@@ -62,9 +62,15 @@ func (lu *LU) adopt(s reservations, version uint64) bool {
 	return true
 }
 
+// touches tells whether c reads or changes the medium. Only such commands are
+// waited for: they wait for a device, never for another command.
+func (c *Command) touches() bool {
+	return c.t.op.medium && c.t.op.class&(deniedReads|deniedChanges) != 0
+}
+
 // settle waits until what adopt forbade is over: commands that began before and
-// would now be in conflict, and those that PREEMPT AND ABORT ends. by is the
-// command that brought the change, or nil.
+// would now be in conflict, and those that PREEMPT AND ABORT, or anything else,
+// has aborted. by is the command that brought the change, or nil.
 func (lu *LU) settle(s *reservations, by *Command, done func()) {
 	if s.abort {
 		victims := map[nexusKey]bool{}
@@ -79,14 +85,14 @@ func (lu *LU) settle(s *reservations, by *Command, done func()) {
 		done()
 		return
 	}
-	lu.drain(func(c *Command) bool { return c != by && c.t.n.denied(c) }, done)
+	lu.drain(func(c *Command) bool { return c.touches() && (c.t.aborted || c.t.n.denied(c)) }, done)
 }
 
 // ReservationsChanged tells that another node saved state with version in the
 // Store. Commands that begin after its return are held to it; done runs when
 // those that began before, and would not be allowed any more, are over. done is
 // told Corrupt if the state cannot be read: then nothing has changed, and the
-// volume must not be served here.
+// volume must not be served here. It may be told again, and waits again.
 func (lu *LU) ReservationsChanged(state []byte, version uint64, done func(error)) {
 	s, err := decodeReservations(state)
 	if err != nil {
@@ -94,8 +100,7 @@ func (lu *LU) ReservationsChanged(state []byte, version uint64, done func(error)
 		return
 	}
 	if !lu.adopt(s, version) {
-		done(nil)
-		return
+		s.abort = false // that was done when it was news; what it ended may still be under way
 	}
 	lu.settle(&s, nil, func() { done(nil) })
 }

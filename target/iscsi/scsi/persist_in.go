@@ -103,7 +103,7 @@ func reserve(c *Command) {
 		c.conflict()
 		return
 	}
-	lu.drain(func(o *Command) bool { return o != c && o.t.n.denied(o) }, func() { c.good(0) })
+	lu.drain(func(o *Command) bool { return o.touches() && o.t.n.denied(o) }, func() { c.good(0) })
 }
 
 // release is RELEASE(6) and RELEASE(10): of a reservation of another it does

@@ -350,3 +350,61 @@ func TestReservationThatIsNotStoredDoesNotHold(t *testing.T) {
 		t.Error("it is registered all the same")
 	}
 }
+
+// TestChangesOfOtherNodesWaitForWritesUnderWay: also when they are told a second
+// time, because the first answer was lost or late.
+func TestChangesOfOtherNodesWaitForWritesUnderWay(t *testing.T) {
+	r, g := gatedRig(t)
+	other := nexusKey{nexusID(5), 2}
+	var states [][]byte
+	var s reservations
+	for _, o := range []order{
+		{action: register, by: r.n.key(), next: 1, others: []NexusID{nexusID(5)}},
+		{action: register, by: other, next: 2},
+		{action: preemptAndAbort, by: other, key: 2, next: 1},
+	} {
+		next, out := s.apply(o)
+		if !out.changed {
+			t.Fatalf("%+v: %+v", o, out)
+		}
+		s = next
+		states = append(states, encodeReservations(&s))
+	}
+	ended := make(chan error, 2)
+	tell := func(version int) {
+		r.lu.ReservationsChanged(states[version-1], uint64(version), func(err error) { ended <- err })
+	}
+	w := r.start(r.n, writeCDB(1), make([]byte, 512))
+	g.expect(t, "write 512")
+	for version := range 2 { // nothing in them forbids the write
+		tell(version + 1)
+		if err := <-ended; err != nil {
+			t.Fatal(err)
+		}
+	}
+	tell(3)
+	tell(3)
+	select {
+	case <-ended:
+		t.Error("a fence was reported while a write was under way behind it")
+	default:
+	}
+	g.release()
+	if c := r.wait(w); !c.Aborted {
+		t.Errorf("the write: %s", result(c))
+	}
+	for range 2 {
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}
+	r.expectAttention(r.n, attentionRegistrations)
+	tell(2) // late
+	if err := <-ended; err != nil || r.lu.version != 3 {
+		t.Errorf("an old state: version %d, %v", r.lu.version, err)
+	}
+	r.lu.ReservationsChanged([]byte{9}, 9, func(err error) { ended <- err })
+	if err := <-ended; !fault.Is(err, fault.Corrupt) {
+		t.Errorf("a state that cannot be read: %v", err)
+	}
+}
