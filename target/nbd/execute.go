@@ -14,7 +14,7 @@ func (c *conn) execute(r proto.Request) error {
 		return c.reject(r, e, why)
 	}
 	off, n := int64(r.Offset), int64(r.Length)
-	fua := r.Flags&proto.FlagFUA != 0
+	fua := r.Flags&proto.FlagFUA != 0 && !mutated("lose-fua")
 	if r.Cmd == proto.CmdRead && c.readNow(r) {
 		return nil
 	}
@@ -90,7 +90,9 @@ func (c *conn) readNow(r proto.Request) bool {
 		return false
 	}
 	k := c.pack(p, r.Cookie, int64(r.Offset), r.Flags&proto.FlagDF != 0)
-	c.held.Add(int64(k - len(p)))
+	if k != len(p) {
+		c.held.Add(int64(k - len(p)))
+	}
 	b.b = b.b[:at+k]
 	b.replies++
 	if observe != nil {

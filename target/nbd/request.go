@@ -71,7 +71,7 @@ func (q *request) readAt() {
 	case err == nil:
 		n := c.pack(q.buf.b, q.cookie, q.off, q.df)
 		q.buf.b = q.buf.b[:n]
-	case c.style != proto.Simple && fault.Is(err, fault.Corrupt):
+	case c.style != proto.Simple && fault.Is(err, fault.Corrupt) && !mutated("vague-error"):
 		q.salvage(err)
 	}
 	q.part(err)

@@ -85,7 +85,11 @@ func (c *conn) packPieces(p []byte, cookie uint64, off int64) int {
 	w := 0
 	for r := head; r < len(p); {
 		if n := zeroRun(p[r:]); n >= holeMin || n == len(p)-r && n > 0 {
-			s.PutHole(p[w:], cookie, uint64(off), at(r), n, r+n == len(p))
+			place := at(r)
+			if mutated("shift-hole") {
+				place += 512
+			}
+			s.PutHole(p[w:], cookie, uint64(off), place, n, r+n == len(p))
 			w += s.HoleSize()
 			r += n
 			continue

@@ -71,7 +71,7 @@ func (q *request) describe() {
 	q.buf = getClass(classStream)
 	b := q.buf.b
 	limit := (statusBytes/len(q.picked) - c.style.StatusSize(0)) / (c.style.StatusSize(1) - c.style.StatusSize(0))
-	if q.df {
+	if q.df && !mutated("ignore-one") {
 		limit = 1
 	}
 	for i, id := range q.picked {

@@ -185,6 +185,10 @@ func TestBlockStatus(t *testing.T) {
 			"base:allocation": {{Length: 512}}, "gabion:dirty:mon": {{Length: 512, State: 1}}, "qemu:dirty-bitmap:tue": {{Length: 512}}}) {
 			t.Errorf("one of one: %v", got)
 		}
+		if got := ask(0, 8192, true); !reflect.DeepEqual(got, map[string][]nbdclient.Extent{
+			"base:allocation": {{Length: 1024, State: 3}}, "gabion:dirty:mon": {{Length: 4096}}, "qemu:dirty-bitmap:tue": {{Length: 8192}}}) {
+			t.Errorf("one of many: %v", got)
+		}
 		if style == nbdclient.Extended {
 			if got := ask(0, 8192, false, "gabion:dirty:mon"); len(got) != 1 || !reflect.DeepEqual(got["gabion:dirty:mon"], all["gabion:dirty:mon"]) {
 				t.Errorf("one context: %v", got)

@@ -23,10 +23,12 @@ func (h *handshake) startTLS(o proto.Option, data []byte) error {
 	case h.srv.cfg.TLS == nil:
 		h.refuse(o, proto.RepErrPolicy, "TLS is off on this server")
 		return nil
-	case h.in.Buffered() > 0:
+	case h.in.Buffered() > 0 && !mutated("early-words"):
 		return fault.Newf(fault.Invalid, "nbd.handshake", h.peer, "data behind STARTTLS")
 	}
-	h.letGo()
+	if !mutated("keep-style") {
+		h.letGo()
+	}
 	h.ack(o)
 	if err := h.flush(); err != nil {
 		return err
