@@ -53,7 +53,7 @@ func TestSnapshotIsDeletedOnFullBricks(t *testing.T) {
 	if err != nil && !fault.Is(err, fault.NoSpace) {
 		t.Fatalf("a snapshot on full bricks: %v", err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	infos, _ := r.v.SnapshotInfos()
 	for _, x := range infos {

@@ -183,3 +183,30 @@ func BenchmarkTableTx(b *testing.B) {
 		tx.Commit()
 	}
 }
+
+// BenchmarkDropSnapshot drops one of two snapshots between which every extent of
+// a volume of 64 GiB was overwritten.
+func BenchmarkDropSnapshot(b *testing.B) {
+	const extents = 1 << 16
+	tab := NewTable()
+	tx := tab.Begin()
+	for n := range uint64(extents) {
+		tx.Add(newExtent(n+1, 256, 256))
+	}
+	tx.Cut(1, extents+1)
+	tx.Commit()
+	tx = tab.Begin()
+	for n := range uint64(extents) {
+		for range 256 {
+			tx.Free(Ptr{Ext: n + 1, Len: 1})
+		}
+	}
+	tx.Cut(2, extents+1)
+	tx.Commit()
+	for b.Loop() {
+		tx := tab.Begin()
+		if tx.Drop(1); tx.Err() != nil {
+			b.Fatal(tx.Err())
+		}
+	}
+}
