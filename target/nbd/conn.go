@@ -51,6 +51,9 @@ type conn struct {
 	pending atomic.Int32
 	held    atomic.Int64
 
+	warming atomic.Int32 // CACHE commands that read
+	leaving atomic.Bool  // nothing more is taken up
+
 	wg    sync.WaitGroup
 	wake  chan struct{} // to the writer; one fits
 	dying chan struct{} // closed by kill
@@ -123,6 +126,7 @@ func (c *conn) transmit() error {
 	go c.watch()
 	c.hold = true
 	err := c.serve()
+	c.leaving.Store(true)
 	switch {
 	case errors.Is(err, errDisconnect), errors.Is(err, errDrain), errors.Is(err, io.EOF):
 		err = nil // what is under way is finished and answered

@@ -15,6 +15,9 @@ const (
 	cacheBytes = 256 << 10
 	// CacheMax is how much of a range one CACHE fetches, in bytes.
 	CacheMax = proto.PayloadMax
+	// WarmersMax bounds the CACHE commands of one connection that read at the
+	// same time; more are answered at once. A header must not cost a disk so much.
+	WarmersMax = 4
 )
 
 // stretches are the buffers that devices describe themselves into.
@@ -129,10 +132,15 @@ func stateOf(f target.StretchFlags, snapshot string) (state uint32) {
 // that what a read would have to fetch is at hand.
 func (q *request) warm() {
 	c := q.c
+	defer c.warming.Add(-1)
+	if c.warming.Add(1) > WarmersMax {
+		q.part(nil)
+		return
+	}
 	b := getClass(classStream)
 	defer b.put()
 	end := q.off + min(int64(q.n), CacheMax)
-	for off := q.off; off < end; off += cacheBytes {
+	for off := q.off; off < end && !c.leaving.Load(); off += cacheBytes {
 		p := b.b[:min(cacheBytes, end-off)]
 		if c.sess.TryReadAt(p, off) {
 			continue

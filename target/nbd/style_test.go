@@ -404,3 +404,36 @@ func TestCacheReads(t *testing.T) {
 		t.Errorf("a damaged range: %v", err)
 	}
 }
+
+// A client that leaves, and one that asks for very much, cost no more reads
+// than a few.
+func TestCacheIsBounded(t *testing.T) {
+	mem := targettest.NewMemory(64<<20, 4096)
+	mem.Delay = 10 * time.Millisecond
+	var reads atomic.Int64
+	mem.Fail = func(op string, off int64, n int) error {
+		reads.Add(int64(n))
+		return nil
+	}
+	var e targettest.Exports
+	e.Add("v", mem)
+	_, addr := start(t, &e, nil)
+	c := connect(t, nbdclient.Options{Addr: addr, Export: "v"})
+	done := make(chan error, 100)
+	for range 100 {
+		c.Start(nbdclient.CmdCache, 0, 0, 64<<20, nil, func(err error) { done <- err })
+	}
+	for range 100 - nbd.WarmersMax {
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := reads.Load(); n > nbd.WarmersMax*nbd.CacheMax/4 {
+		t.Errorf("%d bytes read before all but a few were answered", n)
+	}
+	c.Close()
+	until(t, "the session ends", func() bool { return mem.Closed() == 1 })
+	if n := reads.Load(); n > nbd.WarmersMax*nbd.CacheMax/2 {
+		t.Errorf("%d bytes read for a client that left", n)
+	}
+}
