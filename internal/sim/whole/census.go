@@ -118,6 +118,9 @@ func (c *survey) compare(ctx context.Context) error {
 	c.table.All(func(e extentmap.Extent) bool { known[e.Addr] = true; return true })
 	held := map[overlay.BrickRef]map[ident.Addr]bool{}
 	for _, n := range c.p.core.View.Nodes() {
+		if c.p.m.w.machines[n.ID[0]-1].gone {
+			continue
+		}
 		for _, b := range n.Bricks {
 			at := overlay.BrickRef{Node: n.ID, Brick: b.ID}
 			refs, err := c.p.core.Extents.List(ctx, at, c.v.id)
@@ -161,7 +164,7 @@ func (w *World) census(v *volume) {
 }
 
 func (w *World) censusOnce(v *volume) error {
-	p := w.machines[v.home].running()
+	p := w.somebody(v)
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	vol, err := p.core.Manager.Attach(ctx, v.name, true)

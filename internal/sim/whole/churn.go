@@ -29,7 +29,7 @@ func (w *World) churn(rng *rand.Rand, stop chan struct{}) {
 		if over() {
 			return
 		}
-		v := &volume{name: fmt.Sprintf("passing-%d", i), replicas: 1 + rng.IntN(3), blockSize: 4096, cache: "quorum", home: rng.IntN(len(w.machines))}
+		v := &volume{name: fmt.Sprintf("passing-%d", i), replicas: w.leastCopies() + rng.IntN(2), blockSize: 4096, cache: "quorum", home: rng.IntN(len(w.machines))}
 		err := w.create(v)
 		w.passing = append(w.passing, v) // it may be there even after an error
 		if err != nil {
@@ -48,6 +48,15 @@ func (w *World) churn(rng *rand.Rand, stop chan struct{}) {
 		w.count("delete", "%s", v.name)
 		w.remove(v)
 	}
+}
+
+// leastCopies is how few copies a volume may have: with one, the loss of a
+// machine is the loss of the volume.
+func (w *World) leastCopies() int {
+	if w.wipes {
+		return 3
+	}
+	return 1
 }
 
 // remove deletes a volume; false if it must be tried again.
@@ -98,6 +107,9 @@ func (w *World) vanished(v *volume) {
 func (w *World) traces(v *volume) string {
 	for _, m := range w.machines {
 		p := m.running()
+		if m.gone || m.leaving {
+			continue
+		}
 		if p == nil {
 			return m.name + " does not run"
 		}

@@ -10,6 +10,9 @@ import (
 	"github.com/gabion-storage/gabion/target"
 )
 
+// thinkMean is how long a client waits between its bursts on average.
+const thinkMean = 250 * time.Millisecond
+
 // client works on one volume through whatever machine lets it.
 type client struct {
 	w    *World
@@ -49,7 +52,7 @@ func (c *client) run(stop chan struct{}) {
 			c.leave()
 			continue
 		}
-		c.w.sleep(time.Duration(c.rng.ExpFloat64() * float64(150*time.Millisecond)))
+		c.w.sleep(time.Duration(c.rng.ExpFloat64() * float64(thinkMean)))
 	}
 }
 
@@ -166,7 +169,7 @@ func (c *client) begin(a *action) *action {
 	done := func(err error) { a.done <- err }
 	off, n := int64(a.first)*sectorSize, int64(a.n)*sectorSize
 	a.row.kind, a.row.where = a.kind, c.where
-	zero := a.kind == opWrite && c.rng.IntN(10) == 0
+	zero := a.kind == opWrite && c.rng.IntN(6) == 0
 	if a.kind == opWrite && !zero {
 		a.row.id = c.v.hist.next()
 		a.data = make([]byte, n)

@@ -37,6 +37,8 @@ type machine struct {
 	frozen chan struct{} // non-nil while everything on it is stopped; closed when it goes on
 	coin   *rand.Rand    // how long its disk takes
 	busy   bool          // a fault has it
+
+	gone, leaving bool // for good; while it is emptied
 }
 
 // process is one life of a node.

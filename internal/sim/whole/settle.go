@@ -17,7 +17,9 @@ func (w *World) heal() {
 		m.mu.Lock()
 		m.disk.SetCapacity(0)
 		m.mu.Unlock()
-		m.revive()
+		if !m.gone {
+			m.revive()
+		}
 	}
 }
 
@@ -31,6 +33,13 @@ func (w *World) settle() {
 	}
 	for _, v := range w.volumes {
 		w.within(patience, v.name+" has all its copies again", func() { w.whole(v) })
+	}
+	for _, m := range w.machines {
+		if m.gone || m.leaving {
+			w.within(patience, m.name+" is removed", func() { w.depart(m) })
+		}
+	}
+	for _, v := range w.volumes {
 		if w.sound() {
 			w.census(v)
 		}
@@ -69,9 +78,9 @@ func (w *World) tour(v *volume) {
 
 // whole waits until the volume says that nothing is missing.
 func (w *World) whole(v *volume) {
-	want := min(v.replicas, len(w.machines))
+	want := min(v.replicas, len(w.stayers()))
 	for w.sound() {
-		p := w.machines[v.home].running()
+		p := w.somebody(v)
 		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 		vol, err := p.core.Manager.Attach(ctx, v.name, true)
 		if err == nil {

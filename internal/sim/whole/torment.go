@@ -1,6 +1,7 @@
 package whole
 
 import (
+	"context"
 	mrand "math/rand"
 	"math/rand/v2"
 	"slices"
@@ -20,6 +21,7 @@ type kind struct {
 
 // kinds are the faults that a run draws from.
 var kinds = []kind{
+	{"takeover", 12, takeover},
 	{"kill", 10, kill},
 	{"power", 10, power},
 	{"power-all", 2, powerAll},
@@ -38,6 +40,8 @@ var kinds = []kind{
 	{"disk-lost-write", 3, diskLost},
 	{"disk-misdirected-write", 3, diskMisdirected},
 	{"join", 1, join},
+	{"drain", 1, drain},
+	{"wipe", 1, wipe},
 }
 
 // Kinds lists the names of all faults.
@@ -51,13 +55,7 @@ func Kinds() (names []string) {
 // torment draws faults, some seconds apart, for as long as the run says. Each
 // run uses some of the kinds only: faults that come together seldom find things
 // that all faults at once hide.
-func (w *World) torment(rng *rand.Rand) {
-	var in []kind
-	for _, k := range kinds {
-		if rng.IntN(5) < 3 && !slices.Contains(w.opt.Without, k.name) {
-			in = append(in, k)
-		}
-	}
+func (w *World) torment(rng *rand.Rand, in []kind) {
 	total := 0
 	for _, k := range in {
 		total += k.weight
@@ -78,6 +76,25 @@ func (w *World) torment(rng *rand.Rand) {
 			}
 		}
 	}
+}
+
+// choose draws the kinds of a run. A disk that lies and one that is lost could
+// together take both copies that a majority of three was.
+func (w *World) choose(rng *rand.Rand) (in []kind) {
+	lies := rng.IntN(2) == 0
+	for _, k := range kinds {
+		use := (rng.IntN(5) < 3 || k.name == "takeover") && !slices.Contains(w.opt.Without, k.name)
+		switch k.name {
+		case "wipe":
+			use = use && !lies
+		case "disk-rot", "disk-lost-write", "disk-misdirected-write":
+			use = use && lies
+		}
+		if use {
+			in = append(in, k)
+		}
+	}
+	return in
 }
 
 // spell is for how long a fault stays: mostly short, at times beyond every
@@ -149,6 +166,25 @@ func powerAll(w *World, rng *rand.Rand) {
 		m.stop(true)
 		w.undo(spell(rng), func() { m.revive(); m.release() })
 	}
+}
+
+// takeover moves a volume by an operator's word, whoever holds it.
+func takeover(w *World, rng *rand.Rand) {
+	v := w.volumes[rng.IntN(len(w.volumes))]
+	i := rng.IntN(len(w.machines))
+	m := w.machines[i]
+	p := m.running()
+	if p == nil || m.leaving {
+		return
+	}
+	w.count("takeover", "%s to %s", v.name, m.name)
+	w.background.Go(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
+		defer cancel()
+		if _, err := p.core.Manager.Attach(ctx, v.name, true); err == nil {
+			v.home = i
+		}
+	})
 }
 
 func isolate(w *World, rng *rand.Rand) {

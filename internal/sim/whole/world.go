@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 
@@ -66,6 +67,7 @@ type World struct {
 	trace      uint64
 	faults     map[string]int
 	events     []string
+	wipes      bool // machines may get lost in this run
 	violation  string
 	stopped    chan struct{} // closed at the first violation
 	ended      chan struct{} // closed when all is over
@@ -119,6 +121,9 @@ func (w *World) play() {
 	rng := w.stream(forWorld)
 	n := cmp.Or(w.opt.Nodes, 3+rng.IntN(5))
 	w.net.SetDelay(20*time.Microsecond, time.Duration(100+rng.IntN(900))*time.Microsecond)
+	chaos := w.stream(forFaults)
+	in := w.choose(chaos)
+	w.wipes = slices.ContainsFunc(in, func(k kind) bool { return k.name == "wipe" })
 	if !w.found(n, rng) || !w.furnish(rng) {
 		return
 	}
@@ -131,7 +136,7 @@ func (w *World) play() {
 		}
 	}
 	clients.Go(func() { w.churn(w.stream(forChurn), stop) })
-	w.torment(w.stream(forFaults))
+	w.torment(chaos, in)
 	w.heal()
 	w.sleep(5 * time.Second)
 	close(stop)
