@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"sort"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/gabion-storage/gabion/internal/fault"
@@ -43,8 +44,8 @@ type Acceptors struct {
 	openings  map[ident.GroupID]int    // under way on this node
 	epochs    map[ident.GroupID]uint64 // highest epoch used by this process
 
-	dirtyMu sync.Mutex
-	dirty   []*group // owe an answer at the end of the burst
+	held atomic.Bool // a brick may have messages for which it was not woken
+	over atomic.Bool // Run has ended
 
 	wake   chan struct{} // to Run: something became due
 	doubts chan struct{} // to Run: a copy may be left over
@@ -70,6 +71,9 @@ type brick struct {
 
 	stableMu sync.Mutex // serialises changes of the list of groups
 	care     care
+	inbox    inbox
+	work     func()   // of the brick's goroutine, made once
+	dirty    []*group // owe an answer at the end of the burst; owned by the brick's goroutine
 }
 
 // NewAcceptors registers the message handlers (0x20-0x3f) on the transport,
@@ -104,6 +108,7 @@ func (a *Acceptors) AddBrick(id ident.BrickID, j Journal, s Stable) error {
 		return fault.New(fault.Exists, op, id.String(), errors.New("the brick was added before"))
 	}
 	b := &brick{id: id, j: j, s: s}
+	b.work = func() { a.work(b) }
 	groups, err := a.replay(b)
 	if err != nil {
 		return err
@@ -148,7 +153,7 @@ func (a *Acceptors) replay(b *brick) (map[ident.GroupID]*group, error) {
 			return fault.Newf(fault.Corrupt, op, b.id.String(), "journal record at %d: %w", pos, err)
 		}
 		r := replayers[id]
-		if r == nil || pos < groups[id].after {
+		if r == nil || pos < groups[id].after && !mutated("earlier-life") {
 			return nil // of a group that is gone, or of an earlier life
 		}
 		if err := r.Apply(&rec, pos, len(body)); err != nil {

@@ -62,6 +62,7 @@ func (a *Acceptors) Run(ctx context.Context) {
 	var belonging sync.WaitGroup
 	defer belonging.Wait()
 	belonging.Go(func() { a.belongLoop(ctx) })
+	defer a.over.Store(true)
 	timer := time.NewTimer(a.delay)
 	timer.Stop()
 	defer timer.Stop()

@@ -41,7 +41,7 @@ type group struct {
 	ballot Ballot
 	stream uint32
 	status paxos.Status
-	owed   bool // on Acceptors.dirty
+	owed   bool // on brick.dirty
 
 	// One sync is under way at a time; wantSync asks for one more behind it.
 	wantSync bool
@@ -107,9 +107,7 @@ func (g *group) settle(r *request, to asker, status paxos.Status, err error) (re
 	}
 	if !g.owed {
 		g.owed = true
-		g.a.dirtyMu.Lock()
-		g.a.dirty = append(g.a.dirty, g)
-		g.a.dirtyMu.Unlock()
+		g.brick.dirty = append(g.brick.dirty, g)
 	}
 	return nil
 }

@@ -10,11 +10,9 @@ import (
 
 // handle registers every message type.
 func (a *Acceptors) handle(t link.Transport) {
-	t.Handle(typeOpen, a.onOpen)
-	t.Handle(typeAccept, a.onAccept)
-	t.Handle(typeRenew, a.onRenew)
-	t.Handle(typeSync, a.onSync)
-	t.Handle(typeProbe, a.onProbe)
+	for _, typ := range []link.Type{typeOpen, typeAccept, typeRenew, typeSync, typeProbe} {
+		t.Handle(typ, func(from link.Peer, body []byte, more bool) { a.enqueue(from, typ, body, more) })
+	}
 	t.Handle(typeAccepted, func(from link.Peer, body []byte, more bool) { a.onAnswer(from, body, false) })
 	t.Handle(typeState, func(from link.Peer, body []byte, more bool) { a.onAnswer(from, body, true) })
 	t.HandleCall(typeQuery, a.onQuery)
@@ -28,93 +26,8 @@ func (a *Acceptors) handle(t link.Transport) {
 	t.OnConnect(a.onConnect)
 }
 
-func (a *Acceptors) onOpen(from link.Peer, body []byte, more bool) {
-	var r request
-	if cuts, err := decodeOpen(body, &r); err != nil || r.ballot.Node != from.ID() {
-		a.damaged(from, "open", err)
-	} else if g := a.group(r.group, r.brick); g == nil {
-		a.refuse(asker{peer: from}, &r, typeAccepted)
-	} else {
-		a.reply(asker{peer: from}, g.open(&r, cuts, asker{peer: from}), typeAccepted)
-	}
-	a.endBurst(more)
-}
-
-func (a *Acceptors) onAccept(from link.Peer, body []byte, more bool) {
-	var r request
-	var m paxos.Accept
-	if err := decodeAccept(body, &r, &m); err != nil || r.ballot.Node != from.ID() {
-		a.damaged(from, "accept", err)
-	} else if g := a.group(r.group, r.brick); g == nil {
-		a.refuse(asker{peer: from}, &r, typeAccepted)
-	} else {
-		a.reply(asker{peer: from}, g.accept(&r, &m, asker{peer: from}), typeAccepted)
-	}
-	a.endBurst(more)
-}
-
-func (a *Acceptors) onRenew(from link.Peer, body []byte, more bool) {
-	var r request
-	var m paxos.Renew
-	if err := decodeRenew(body, &r, &m); err != nil || r.ballot.Node != from.ID() {
-		a.damaged(from, "renew", err)
-	} else if g := a.group(r.group, r.brick); g == nil {
-		a.refuse(asker{peer: from}, &r, typeAccepted)
-	} else {
-		a.reply(asker{peer: from}, g.renew(&r, &m, asker{peer: from}), typeAccepted)
-	}
-	a.endBurst(more)
-}
-
-func (a *Acceptors) onSync(from link.Peer, body []byte, more bool) {
-	var r request
-	if err := decodeBare(body, &r); err != nil || r.ballot.Node != from.ID() {
-		a.damaged(from, "sync", err)
-	} else if g := a.group(r.group, r.brick); g == nil {
-		a.refuse(asker{peer: from}, &r, typeAccepted)
-	} else {
-		a.reply(asker{peer: from}, g.sync(&r, asker{peer: from}), typeAccepted)
-	}
-	a.endBurst(more)
-}
-
-func (a *Acceptors) onProbe(from link.Peer, body []byte, more bool) {
-	a.endBurst(false) // what came before must be in the answer
-	var r request
-	if err := decodeBare(body, &r); err != nil || r.ballot.Node != from.ID() {
-		a.damaged(from, "probe", err)
-	} else if g := a.group(r.group, r.brick); g == nil {
-		a.refuse(asker{peer: from}, &r, typeState)
-	} else {
-		a.reply(asker{peer: from}, g.probe(&r, asker{peer: from}), typeState)
-	}
-}
-
 func (a *Acceptors) damaged(from link.Peer, what string, err error) {
 	a.log.Warn("a message does not decode", "from", from.ID().Short(), "message", what, "error", err)
-}
-
-// endBurst answers everything owed, unless more messages are at hand. Whoever
-// comes first answers for all: an early answer does no harm.
-func (a *Acceptors) endBurst(more bool) {
-	if more {
-		return
-	}
-	for {
-		var batch [16]*group
-		a.dirtyMu.Lock()
-		n := copy(batch[:], a.dirty)
-		rest := copy(a.dirty, a.dirty[n:])
-		clear(a.dirty[rest:])
-		a.dirty = a.dirty[:rest]
-		a.dirtyMu.Unlock()
-		for _, g := range batch[:n] {
-			g.conclude()
-		}
-		if rest == 0 {
-			return
-		}
-	}
 }
 
 // refuse answers for a group that is not here. That it was dropped is found out

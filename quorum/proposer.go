@@ -201,8 +201,8 @@ func (p *Proposer) SetEagerSync(on bool) {
 	p.mu.Unlock()
 }
 
-// Kick pushes out what was proposed and asked. It does not wait for answers: it
-// sends, and writes the local journal to the page cache. If another
+// Kick pushes out what was proposed and asked. It waits for no answer and no disk: it
+// sends, and leaves what is for a member on this node to its brick's goroutine. If another
 // goroutine is pushing, that one takes it along.
 func (p *Proposer) Kick() { p.pump() }
 

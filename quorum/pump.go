@@ -53,8 +53,7 @@ func (p *Proposer) pumpOn(rounds int) {
 	p.mu.Unlock()
 }
 
-// fill takes messages for every member, the local one last: its journal is
-// written while the others' messages are under way. Under mu.
+// fill takes messages for every member, the local one last. Under mu.
 func (p *Proposer) fill() {
 	p.batch = p.batch[:0]
 	if p.closed {
@@ -82,15 +81,14 @@ func (p *Proposer) fill() {
 // those of another. Without mu; only the pumping goroutine.
 func (p *Proposer) sendBatch() {
 	flusher, _ := p.cfg.Transport.(link.Flusher)
-	wrote := false
+	var own *brick
 	for k := range p.batch {
 		s := &p.batch[k]
 		switch {
 		case s.out.Kind == paxos.OutInstall:
 			p.startInstall(s)
 		case s.to.Node == p.cfg.Self:
-			p.direct(s)
-			wrote = true
+			own = p.toOwn(s, own)
 		default:
 			more := k+1 < len(p.batch) && p.batch[k+1].to.Node == s.to.Node &&
 				p.batch[k+1].out.Kind != paxos.OutInstall
@@ -99,8 +97,8 @@ func (p *Proposer) sendBatch() {
 		s.out.Body, s.out.Runs, s.out.Cuts, s.out.Checkpoint = nil, nil, nil, nil
 	}
 	p.bufs[1] = nil
-	if wrote {
-		p.local.endBurst(false)
+	if own != nil {
+		p.local.start(own)
 	}
 }
 
@@ -148,14 +146,40 @@ func (p *Proposer) request(s *send) request {
 		stream: s.out.Stream, sync: s.out.Sync, bare: s.out.Bare, kind: s.out.EntryKind, commit: s.out.Commit}
 }
 
-// direct hands a message to the member on this node.
-func (p *Proposer) direct(s *send) {
+// toOwn hands a message to the brick of a member on this node. prev is the brick of
+// the message before, if that has yet to be started.
+func (p *Proposer) toOwn(s *send, prev *brick) *brick {
+	b := p.local.brick(s.to.Brick)
+	if prev != nil && prev != b {
+		p.local.start(prev)
+	}
+	if b == nil {
+		r := p.request(s)
+		p.local.refuse(asker{local: p}, &r, s.answer())
+		return nil
+	}
+	if mutated("own-disk-inline") {
+		p.direct(b, s)
+		b.conclude()
+		return b
+	}
+	b.inbox.put(job{to: asker{local: p}, send: *s})
+	return b
+}
+
+// answer is the type of the answer to s.
+func (s *send) answer() link.Type {
+	if s.out.Kind == paxos.OutProbe {
+		return typeState
+	}
+	return typeAccepted
+}
+
+// direct carries a message out at the member on this node, on its brick's goroutine.
+func (p *Proposer) direct(b *brick, s *send) {
 	r := p.request(s)
 	to := asker{local: p}
-	typ := typeAccepted
-	if s.out.Kind == paxos.OutProbe {
-		typ = typeState
-	}
+	typ := s.answer()
 	g := p.local.group(r.group, r.brick)
 	if g == nil {
 		p.local.refuse(to, &r, typ)
@@ -174,7 +198,7 @@ func (p *Proposer) direct(s *send) {
 	case paxos.OutSync:
 		ans = g.sync(&r, to)
 	case paxos.OutProbe:
-		p.local.endBurst(false)
+		b.conclude()
 		ans = g.probe(&r, to)
 	}
 	p.local.reply(to, ans, typ)
