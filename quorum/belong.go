@@ -73,6 +73,9 @@ func (a *Acceptors) belongLoop(ctx context.Context) {
 // belongAll asks for every doubted copy that no holder feeds. It reports whether
 // one is left to be looked at again.
 func (a *Acceptors) belongAll(ctx context.Context) (left bool) {
+	if mutated("stay-forever") {
+		return false
+	}
 	for _, g := range a.all() {
 		g.mu.Lock()
 		look, fed := g.doubted && !g.dropped, g.fed

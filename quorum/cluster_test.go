@@ -3,7 +3,7 @@ package quorum
 import (
 	"context"
 	"fmt"
-
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -17,8 +17,14 @@ import (
 	"github.com/gabion-storage/gabion/quorum/quorumtest"
 )
 
-// patience bounds every wait of a test; it is never waited for in vain.
-const patience = 20 * time.Second
+// patience bounds every wait of a test; it is never waited for in vain, but in
+// tests with deliberate defects.
+var patience = func() time.Duration {
+	if d, err := time.ParseDuration(os.Getenv("GABION_TEST_PATIENCE")); err == nil {
+		return d
+	}
+	return 20 * time.Second
+}()
 
 var testGroup = ident.GroupID{7}
 

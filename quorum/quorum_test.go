@@ -84,7 +84,7 @@ func TestTakeoverChoosesWhatWasReceived(t *testing.T) {
 
 // A write that only a minority has, and that a takeover did not see, must not
 // come back when that minority does.
-func TestGhostWriteNeverReturns(t *testing.T) {
+func TestHazardGhostWrite(t *testing.T) {
 	p := newTestPool(t, 3)
 	p.create(3)
 	h := p.nodes[0].open()

@@ -8,7 +8,7 @@ import (
 
 // Two of three are gone for good. The third goes on by the word of a person; when
 // the two come back after all, they get nowhere and drop what they have.
-func TestForcedRecovery(t *testing.T) {
+func TestHazardLossOfQuorumIsNotTheEnd(t *testing.T) {
 	p := newTestPool(t, 4)
 	p.create(3)
 	h := p.nodes[0].open()
@@ -79,4 +79,36 @@ func TestRecoveryIsRefusedWithAMajority(t *testing.T) {
 	wantKind(t, err, fault.Conflict)
 	_, err = Survivors(within(t), p.nodes[1].link, p.ids(), [16]byte{99})
 	wantKind(t, err, fault.NotFound)
+}
+
+// The members that were given up had, unseen, changed their configuration several
+// times. The forced one is newer all the same.
+func TestForcedConfigurationOutlivesItsRivals(t *testing.T) {
+	p := newTestPool(t, 5)
+	p.create(3)
+	h := p.nodes[0].open()
+	h.flush(t, h.put(t, "a"))
+	p.nodes[2].crash(true, 0) // it knows the first configuration alone
+	for range 2 {
+		p.replace(h, p.nodes[1].member(), p.nodes[3].member())
+		p.replace(h, p.nodes[3].member(), p.nodes[1].member())
+	}
+	h.flush(t, h.put(t, "lost"))
+	h.Close()
+	for _, n := range []int{0, 1, 3} {
+		p.nodes[n].crash(true, 0)
+	}
+	p.nodes[2].start()
+	p.reach(p.nodes[4], p.nodes[2])
+	one := []Member{p.nodes[2].member()}
+	if _, err := Recover(within(t), p.nodes[4].link, p.ids(), testGroup, one[0], one, p.nodes[4].boot); err != nil {
+		t.Fatal(err)
+	}
+	h2 := p.nodes[4].open()
+	h2.want(t, "a")
+	for _, n := range []int{0, 1} {
+		p.nodes[n].start()
+		p.nodes[n].left()
+	}
+	h2.flush(t, h2.put(t, "b"))
 }

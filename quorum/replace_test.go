@@ -9,6 +9,7 @@ import (
 
 	"github.com/gabion-storage/gabion/internal/fault"
 	"github.com/gabion-storage/gabion/internal/ident"
+	"github.com/gabion-storage/gabion/quorum/paxos"
 )
 
 func (n *testNode) witness() Member { return Member{Node: n.id, Brick: n.brick, Role: Witness} }
@@ -314,4 +315,33 @@ func openFor(n *testNode, change func(*ProposerConfig)) (*testHolder, error) {
 		n.p.t.Cleanup(h.Close)
 	}
 	return h, err
+}
+
+// What the journal has of an earlier life is nothing to the next one.
+func TestEarlierLifeIsNotReplayed(t *testing.T) {
+	p := newTestPool(t, 4)
+	p.create(3)
+	h := p.nodes[0].open()
+	h.flush(t, h.put(t, "a", "b", "c"))
+	n := p.nodes[2]
+	eventually(t, "the member in step", func() bool { return h.Status()[2].Durable == h.Durable() })
+	p.replace(h, n.member(), p.nodes[3].member())
+	n.left()
+	ballot := h.Ballot()
+	h.Close()
+	ckpt := Checkpoint{Value: []byte("birth"), Config: p.config(3)}
+	low := installCall{group: testGroup, brick: n.brick, ballot: Ballot{Epoch: 0, Node: ballot.Node, Boot: 1}, checkpoint: ckpt}
+	if s, _, err := n.acc.install(&low); err != nil || s != paxos.Fenced {
+		t.Fatalf("it comes again below its promise: %v %v", s, err)
+	}
+	if s, _, err := n.acc.install(&installCall{group: testGroup, brick: n.brick, ballot: ballot, checkpoint: ckpt}); err != nil || s != paxos.OK {
+		t.Fatal(s, err)
+	}
+	for range 2 {
+		n.crash(true, 0)
+		n.start()
+		if g, ok := n.acc.Group(testGroup); !ok || g.Last != 0 || g.LogBytes != 0 || g.Promised != ballot {
+			t.Fatalf("%+v", g)
+		}
+	}
 }

@@ -20,12 +20,13 @@ const (
 	mutateForgetTomb
 	mutateRetireLate
 	mutateCarrySlot
+	mutateOneCopy
 	mutationCount
 )
 
 var mutationNames = [mutationCount]string{"", "ignore-ballot", "ack-at-one", "forget-promise",
 	"skip-sync", "carry-stale", "count-learner", "removed-votes", "two-changes", "witness-quorum",
-	"witness-source", "reuse-ballot", "forget-tomb", "retire-late", "carry-slot"}
+	"witness-source", "reuse-ballot", "forget-tomb", "retire-late", "carry-slot", "one-copy"}
 
 // MutationNames lists the defects that a build with the tag mutate can have.
 func MutationNames() []string { return append([]string(nil), mutationNames[1:]...) }

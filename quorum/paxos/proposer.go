@@ -272,7 +272,7 @@ func (v *view) reached(peers []Peer, of func(*Peer) uint64) uint64 {
 	}
 	reached := marks[v.need-1]
 	for _, k := range v.data {
-		if peers[k].insync {
+		if peers[k].insync && mutation != mutateOneCopy {
 			reached = min(reached, of(&peers[k]))
 		}
 	}

@@ -128,7 +128,7 @@ func (h *scripted) feed(i, n int) {
 			status, _ = a.Open(b, out.Cuts, j)
 		case OutAccept:
 			h.sent = append(h.sent, fmt.Sprintf("accept %d", out.Slot))
-			status, _ = a.Accept(&Accept{Ballot: b, Commit: out.Commit, Slot: out.Slot, Kind: out.EntryKind, Body: out.Body}, j)
+			status, _ = a.Accept(&Accept{Ballot: b, Commit: out.Commit, Slot: out.Slot, Kind: out.EntryKind, Body: out.Body, Bare: out.Bare}, j)
 		case OutRenew:
 			for _, r := range out.Runs {
 				h.sent = append(h.sent, fmt.Sprintf("renew %d-%d", r.From, r.To))

@@ -14,7 +14,7 @@ import (
 
 // Options of a run. The zero value means the defaults.
 type Options struct {
-	Steps int // events under faults; default 6000
+	Steps int // events under faults; default 4000
 	Trace func(format string, args ...any)
 }
 
@@ -74,7 +74,7 @@ type message struct {
 // Run simulates one seed. The error names what was violated, and when.
 func Run(seed uint64, opt Options) (stats Stats, err error) {
 	if opt.Steps == 0 {
-		opt.Steps = 6000
+		opt.Steps = 4000
 	}
 	w := newWorld(seed, opt)
 	defer func() {
