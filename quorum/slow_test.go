@@ -94,7 +94,7 @@ func TestSlowDiskIsNotWaitedFor(t *testing.T) {
 	nodes, h := brickTrio(t)
 	h.flush(t, h.put(t, "before"))
 	nodes[0].disk.SetHook(func(op, name string) error {
-		time.Sleep(pause) // the disk
+		<-time.After(pause) // what the disk takes
 		return nil
 	})
 	began := time.Now()
