@@ -23,6 +23,8 @@ type known struct {
 	closed chan struct{} // closed when the client's server is done with the session
 }
 
+var _ target.Ender = (*session)(nil)
+
 // Resume implements target.Resumer. A session is over for the protocol server
 // only when the volume has completed whatever it had been given, so waiting for
 // the earlier sessions' Close is waiting for the last of their operations.

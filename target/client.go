@@ -30,3 +30,8 @@ type Resumer interface {
 	// another, takes this one's place.
 	Resume(ctx context.Context, name, peer string, c Client) (s Session, gone <-chan struct{}, err error)
 }
+
+// Ender is implemented by sessions that know at once when their attachment is
+// lost. The channel that Resume returned is closed too, perhaps a moment later
+// than operations fail for that reason.
+type Ender interface{ Gone() <-chan struct{} }

@@ -344,3 +344,33 @@ func TestSlowNodeIsNotLeft(t *testing.T) {
 		t.Errorf("%+v", s)
 	}
 }
+
+// One request that is not answered while others are is not waited for until the
+// node fails it.
+func TestForgottenRequestIsSentAgain(t *testing.T) {
+	p := newPool(t, 2, 1<<20)
+	c := p.config()
+	c.StuckAfter = 100 * time.Millisecond
+	e := p.open(c)
+	p.mu.Lock()
+	p.forget = 1
+	p.mu.Unlock()
+	done := make(chan error, 1)
+	e.Write(block(7), 0, false, func(err error) { done <- err })
+	e.Kick()
+	for {
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Fatal(err)
+			}
+			mustRead(t, e, 0, 7)
+			if e.State().Moves == 0 {
+				t.Error("it was not forgotten")
+			}
+			return
+		default:
+			mustWrite(t, e, 8192, 1) // these are answered
+		}
+	}
+}

@@ -74,8 +74,9 @@ func (e *Engine) admit(s *session, o *op) {
 	e.serial++
 	o.cookie = e.serial<<8 | uint64(slot)
 	e.slots[slot] = o
+	o.sent = time.Now()
 	if e.inflight++; e.inflight == 1 {
-		s.heard = time.Now()
+		s.heard = o.sent
 	}
 	if o.changes() {
 		e.changing = append(e.changing, o)
@@ -86,6 +87,16 @@ func (e *Engine) admit(s *session, o *op) {
 	o.refs.Add(1) // the sender's
 	s.queue = append(s.queue, o)
 	s.watch()
+}
+
+// oldest is for how long a request is under way at most, under Engine.mu.
+func (e *Engine) oldest(now time.Time) (age time.Duration) {
+	for _, o := range e.slots {
+		if o != nil {
+			age = max(age, now.Sub(o.sent))
+		}
+	}
+	return age
 }
 
 // find is the request that an answer belongs to, or nil.

@@ -22,7 +22,8 @@ type op struct {
 	n     int
 	buf   *buffer // data of a write or a read
 	done  func(error)
-	since time.Time
+	since time.Time // when it was submitted
+	sent  time.Time // when it was last given to a sender
 
 	refs     atomic.Int32
 	cookie   uint64

@@ -42,6 +42,7 @@ type fakePool struct {
 	sessions map[*fakeSession]bool
 	stale    int // operations of an earlier attachment that came too late
 	refuse   error
+	forget   int // so many operations are not answered as long as their session lives
 }
 
 type fakeNode struct {
@@ -214,6 +215,16 @@ func (s *fakeSession) later(done func(error), f func(done func(error))) {
 		f(func(e error) { err = e }) // Memory answers at once
 		p.mu.Unlock()
 		done(err)
+	}
+	p.mu.Lock()
+	forget := p.forget > 0
+	if forget {
+		p.forget--
+	}
+	p.mu.Unlock()
+	if forget {
+		go func() { <-s.gone; act() }()
+		return
 	}
 	if p.lazy == 0 {
 		act()

@@ -205,6 +205,10 @@ func (s *session) watch() {
 	}
 }
 
+// oldFactor is how many times StuckAfter one request may wait while others are
+// answered: less than what a node takes to fail it.
+const oldFactor = 4
+
 // tick looks for how long nothing was answered.
 func (s *session) tick() {
 	e := s.e
@@ -220,6 +224,8 @@ func (s *session) tick() {
 	switch {
 	case quiet >= e.cfg.StuckAfter:
 		s.fail(errSilent{fmt.Errorf("%s greets but has answered nothing for %v", s.node, quiet.Round(time.Millisecond))})
+	case e.oldest(now) >= oldFactor*e.cfg.StuckAfter:
+		s.fail(errSilent{fmt.Errorf("%s has not answered a request for %v", s.node, oldFactor*e.cfg.StuckAfter)})
 	case quiet >= e.cfg.ProbeAfter && !s.probing && now.Sub(s.probed) >= e.cfg.ProbeAfter:
 		s.probing = true
 		e.wg.Go(s.probe)

@@ -43,8 +43,16 @@ func (h *handshake) open(ctx context.Context, name string) (opened, error) {
 // over tells whether the session's attachment is lost. What fails from then on
 // fails because of that.
 func (c *conn) over() bool {
+	if isClosed(c.gone) {
+		return true
+	}
+	s, ok := c.sess.(target.Ender)
+	return ok && isClosed(s.Gone())
+}
+
+func isClosed(c <-chan struct{}) bool {
 	select {
-	case <-c.gone:
+	case <-c:
 		return true
 	default:
 		return false

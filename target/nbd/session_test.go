@@ -75,6 +75,30 @@ func (p *parting) Write(_ []byte, _ int64, _ bool, done func(error)) {
 	done(fault.Newf(fault.Unavailable, "volume", "v", "detached from this node"))
 }
 
+// knowing is a device whose own word comes first, and that of the exports never.
+type knowing struct {
+	*targettest.Memory
+	gone chan struct{}
+}
+
+func (k *knowing) Gone() <-chan struct{} { return k.gone }
+
+func (k *knowing) Write(_ []byte, _ int64, _ bool, done func(error)) {
+	close(k.gone)
+	done(fault.Newf(fault.Unavailable, "volume", "v", "this node is being drained"))
+}
+
+func TestSessionKnowsFirstThatItIsOver(t *testing.T) {
+	var e targettest.Exports
+	e.Add("v", &knowing{targettest.NewMemory(1<<20, 4096), make(chan struct{})})
+	_, addr := start(t, &e, nil)
+	w := dial(t, "tcp", addr).enter("v")
+	w.request(proto.Request{Cmd: proto.CmdWrite, Length: 4096}, make([]byte, 4096)...)
+	if errno, _, _ := w.answer(0); errno != proto.ESHUTDOWN {
+		t.Error(errno)
+	}
+}
+
 // What fails because the attachment is lost never looks like a broken disk.
 func TestLostAttachmentAnswersShutdown(t *testing.T) {
 	var e targettest.Exports

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -41,6 +42,14 @@ func mountVolume(t *testing.T, c *cluster.Cluster, n *cluster.Node, volume strin
 	}
 	t.Cleanup(func() {
 		if t.Failed() {
+			for _, n := range c.Nodes {
+				t.Logf("status at %s: %s", n.Name, n.CLI("status").Out)
+			}
+			// Where it stands is at the end of its log.
+			if p, err := os.FindProcess(a.PID); err == nil && p.Signal(syscall.SIGQUIT) == nil {
+				_, _ = p.Wait()
+				time.Sleep(time.Second)
+			}
 			b, _ := os.ReadFile(filepath.Join(a.root, "run", volume+".log"))
 			t.Logf("log of attach:\n%s", b)
 		}
@@ -144,6 +153,14 @@ type gauge struct {
 	last  time.Time
 	worst time.Duration
 	count uint64
+	over  error // why there will be no more
+}
+
+func (g *gauge) end(err error) {
+	g.mu.Lock()
+	g.over = err
+	g.mu.Unlock()
+	g.cond.Broadcast()
 }
 
 func newGauge() *gauge {
@@ -173,12 +190,15 @@ func (g *gauge) reset() {
 // two since reset.
 func (g *gauge) more(t *testing.T, n uint64) time.Duration {
 	t.Helper()
-	late := time.AfterFunc(patience, func() { g.cond.Broadcast() })
+	late := time.AfterFunc(patience, g.cond.Broadcast)
 	defer late.Stop()
 	end := time.Now().Add(patience)
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for goal := g.count + n; g.count < goal; g.cond.Wait() {
+		if g.over != nil {
+			t.Fatal("the load ended: ", g.over)
+		}
 		if time.Now().After(end) {
 			t.Fatalf("no acknowledgement for %v", time.Since(g.last))
 		}

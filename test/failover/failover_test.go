@@ -29,7 +29,7 @@ func rounds() int {
 
 // A file system with PostgreSQL and a ledger on it, on a volume under 'gabion
 // attach', while the serving node is killed, is frozen past all timers and
-// thawed, and each node in turn is stopped and started. Nobody sees an error,
+// thawed, is drained, and each node in turn is stopped and started. Nobody sees an error,
 // nobody waits for long, and nothing that was acknowledged is lost.
 func TestFailoverUnderAMountedFileSystem(t *testing.T) {
 	cluster.Need(t, true, "mkfs.ext4", "e2fsck", "mount", postgres.Bin("pgbench"))
@@ -53,7 +53,7 @@ func TestFailoverUnderAMountedFileSystem(t *testing.T) {
 	var table []string
 	for round := range rounds() {
 		row := []string{strconv.Itoa(round + 1)}
-		for _, blow := range []func(*testing.T, *attached) string{killed, frozen, rolled} {
+		for _, blow := range []func(*testing.T, *attached) string{killed, frozen, drained, rolled} {
 			l.gauge.reset()
 			what := blow(t, a)
 			pause := l.gauge.more(t, 20)
@@ -70,7 +70,7 @@ func TestFailoverUnderAMountedFileSystem(t *testing.T) {
 		}
 		table = append(table, "| "+strings.Join(row, " | ")+" |")
 	}
-	t.Logf("longest pause of a writer\n| round | killed | frozen and thawed | all restarted |\n|---:|---:|---:|---:|\n%s", strings.Join(table, "\n"))
+	t.Logf("longest pause of a writer\n| round | killed | frozen and thawed | drained | all restarted |\n|---:|---:|---:|---:|---:|\n%s", strings.Join(table, "\n"))
 
 	l.stop(t)
 	acked := commits.Stop()
@@ -122,6 +122,26 @@ func frozen(t *testing.T, a *attached) string {
 		t.Fatal(err)
 	}
 	return fmt.Sprintf("%s frozen, %s went on", n.Name, next.Name)
+}
+
+// drained takes the node that serves out of use, restarts it when another
+// serves, and takes it back.
+func drained(t *testing.T, a *attached) string {
+	n := a.served(t)
+	if _, err := n.Do("node", "drain", n.Name, "--no-wait"); err != nil {
+		t.Fatal(err)
+	}
+	next := a.moved(t, n)
+	if err := n.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := next.Do("node", "undrain", n.Name); err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprintf("%s drained, %s went on", n.Name, next.Name)
 }
 
 // rolled stops each node in turn and starts it again.
@@ -185,6 +205,7 @@ func startLedger(t *testing.T, a *attached) *book {
 		defer close(b.done)
 		b.result, b.err = ledger.Load{Plan: b.plan, Disk: b.disk, Round: 1, Depth: 8, FlushEvery: 8,
 			Answered: func(uint64) { b.gauge.tick() }}.Run(ctx)
+		b.gauge.end(b.err)
 	}()
 	t.Cleanup(func() { b.cancel(); <-b.done; b.disk.Close() })
 	return b
