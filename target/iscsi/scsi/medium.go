@@ -177,8 +177,9 @@ func read(c *Command) {
 			}
 			c.spawn(readWaiting)
 		})
+		lu := c.lu() // c is over, and perhaps another command, once part has run
 		c.t.dev.Flush(c.t.part)
-		c.lu().pending()
+		lu.pending()
 	default:
 		c.spawn(readWaiting)
 	}
@@ -245,8 +246,9 @@ func synchronizeCache(c *Command) {
 		return
 	}
 	c.expect((*Command).finished)
+	lu := c.lu()
 	c.t.dev.Flush(c.t.part)
-	c.lu().pending()
+	lu.pending()
 }
 
 // stretch checks a range whose length 0 means all that follows.

@@ -97,8 +97,9 @@ func writeSame(c *Command) {
 		return
 	}
 	c.expect((*Command).finished)
+	lu := c.lu() // c is over, and perhaps another command, once part has run
 	c.t.dev.Zero(off, n, false, c.t.part)
-	c.lu().pending()
+	lu.pending()
 }
 
 // sameMax is the longest WRITE SAME in bytes.
