@@ -17,6 +17,7 @@ type buffer struct {
 const (
 	classMin    = 12
 	classMax    = 23 // scsi.TransferMax
+	classLogin  = 15 // the input of a login: login.TextMax and what is around it
 	classStream = 18 // the buffer responses are gathered in, and the one for input
 
 	// classStreamData leaves room for the headers and digests of one PDU.

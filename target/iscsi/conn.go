@@ -83,7 +83,7 @@ var (
 func newConn(s *Server, nc net.Conn, peer string) *conn {
 	c := &conn{
 		srv: s, nc: nc, peer: peer, log: s.cfg.Log.With("peer", peer),
-		in:      getClass(classStream),
+		in:      getClass(classLogin),
 		recvMax: login.TextMax,
 		params:  login.Defaults(),
 		wake:    make(chan struct{}, 1),

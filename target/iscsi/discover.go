@@ -10,14 +10,13 @@ import (
 )
 
 // sendTargets appends the answer to SendTargets (appendix C): every target that
-// this initiator may log in to, or the one that it named or uses, each with the
+// this initiator may log in to, or the one that it named; in a normal session only
+// the one that it uses. Each comes with the
 // address it was reached at and those of the other nodes.
 func (c *conn) sendTargets(out []byte, value string) []byte {
 	want := strings.ToLower(value)
 	switch {
-	case value == "All" && !c.who.Discovery:
-		return login.AppendPair(out, "SendTargets", "Reject")
-	case value == "" && c.who.Discovery:
+	case !c.who.Discovery && want != "" && want != c.who.Target, value == "" && c.who.Discovery:
 		return login.AppendPair(out, "SendTargets", "Reject")
 	case value == "All":
 		want = ""

@@ -47,6 +47,7 @@ func (c *conn) negotiate(cl *client) error {
 			c.digests = pdu.Digests{Header: c.params.HeaderDigest, Data: c.params.DataDigest}
 			c.recvMax = int(c.params.RecvMax)
 			c.nc.SetDeadline(time.Time{})
+			c.widen()
 			return nil
 		case login.Failed:
 			if m.Err != nil {
@@ -55,6 +56,17 @@ func (c *conn) negotiate(cl *client) error {
 			return fault.Newf(fault.Unavailable, "iscsi.login", m.Who.Initiator, "status 0x%04x", uint16(resp.Status))
 		}
 	}
+}
+
+// widen gives the connection room for what a session may send. Who only logs in
+// gets less.
+func (c *conn) widen() {
+	b := getClass(classStream)
+	b.b = b.b[:cap(b.b)]
+	c.w = copy(b.b, c.in.b[c.r:c.w])
+	c.r = 0
+	c.in.put()
+	c.in = b
 }
 
 func random(b []byte) {
@@ -69,6 +81,8 @@ func (c *conn) sendLogin(p *pdu.LoginResponse, data []byte) error {
 	b := make([]byte, pdu.Size(&h, pdu.Digests{}))
 	copy(b, h[:])
 	copy(b[pdu.HeaderSize:], data)
+	// The end of an older session may have taken longer than a login may.
+	c.nc.SetWriteDeadline(time.Now().Add(c.srv.cfg.LoginTimeout))
 	_, err := c.nc.Write(b)
 	return err
 }

@@ -137,11 +137,14 @@ func (c *conn) sequence(h *pdu.Header) error {
 		return fault.Newf(fault.Invalid, "iscsi.pdu", c.peer, "CmdSN %d where %d is due", sn, c.expCmdSN)
 	}
 	c.expCmdSN++
+	if h.Opcode() == pdu.OpSCSICommand {
+		c.counted++ // here, so that nobody sees the one without the other
+	}
 	return nil
 }
 
 // maxCmdSN is the end of the window, under mu. It never falls: a command raises
-// ExpCmdSN when it raises counted.
+// ExpCmdSN when it raises counted, in sequence.
 func (c *conn) maxCmdSN() uint32 {
 	return c.expCmdSN + uint32(c.srv.cfg.CommandsMax-c.counted) - 1
 }

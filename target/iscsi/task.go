@@ -96,12 +96,14 @@ func (c *conn) command(h *pdu.Header) error {
 			return c.protocol(h, pdu.RejectInvalidField, "%w", err)
 		}
 		if len(a.CDB) > scsi.CDBMax-len(p.CDB) || a.HasRead {
+			c.uncount(h)
 			return c.refuse(h, pdu.RejectNotSupported)
 		}
 		extended = a.CDB
 	}
 	t, reason := c.begin(&p, edtl, extended)
 	if t == nil {
+		c.uncount(h)
 		return c.refuse(h, reason)
 	}
 	c.r += pdu.DataOffset(h, c.digests)
@@ -157,10 +159,17 @@ func (c *conn) begin(p *pdu.SCSICommand, edtl int, extended []byte) (*task, byte
 	c.tasks[t.itt] = t
 	if t.imm {
 		c.immediate++
-	} else {
-		c.counted++
 	}
 	return t, 0
+}
+
+// uncount takes a command that is refused out of the window.
+func (c *conn) uncount(h *pdu.Header) {
+	if !h.Immediate() {
+		c.mu.Lock()
+		c.counted--
+		c.mu.Unlock()
+	}
 }
 
 // provide takes memory for a task's data and reports whether there was any.
