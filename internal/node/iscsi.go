@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"net"
 	"slices"
@@ -139,7 +140,7 @@ func (t *targets) Discovery() login.Auth {
 	e, err := exportOf(t.n.Pool.State(), ident.VolumeID{})
 	if err != nil {
 		// Nobody can prove what nobody can read.
-		return login.Auth{Initiator: login.Secret{User: "unreadable"}}
+		return login.Auth{Initiator: login.Secret{User: "unreadable", Secret: rand.Text()}}
 	}
 	return e.auth()
 }
