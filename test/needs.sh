@@ -18,6 +18,9 @@ ip:iproute2
 nbd-client:nbd-client
 iscsi-test-cu:libiscsi-bin
 iscsi-ls:libiscsi-bin
+iscsid:open-iscsi
+dmsetup:dmsetup
+sg_persist:sg3-utils
 tgtd:tgt
 tgtadm:tgt
 /usr/lib/*/qemu/block-iscsi.so:qemu-block-extra

@@ -16,7 +16,8 @@ stamp=$(sha256sum "$here/build.sh" "$here/init.sh" | sha256sum | cut -c1-16)
 if [ "$(cat "$dir/stamp" 2>/dev/null)" = "$stamp" ]; then exit 0; fi
 
 "$top/test/needs.sh" busybox cpio depmod
-modules="virtio_pci virtio_blk virtio_rng 9p 9pnet_virtio overlay nbd ext4 xfs loop"
+modules="virtio_pci virtio_blk virtio_rng 9p 9pnet_virtio overlay nbd ext4 xfs loop
+	iscsi_tcp sd_mod sg scsi_dh_alua dm_multipath dm_round_robin crc32c_generic"
 
 work=$(mktemp -d "$dir/work.XXXXXX")
 trap 'rm -rf "$work"' EXIT
