@@ -75,7 +75,10 @@ func (p *Pool) duty(ctx context.Context) (next time.Duration, err error) {
 	standing, next := wantedStanding(s, p.absent, p.heardOf)
 	if s.Version > 0 && standing == nil && wantedLanes(s, p.cfg.Lanes) == nil {
 		if _, ok := nextVoter(s, cfg, p.alive); !ok {
-			return next, nil
+			if l != nil {
+				err = p.recordVoters(ctx, l)
+			}
+			return next, err
 		}
 	}
 	l, _, err = p.leadOr(ctx)
@@ -88,7 +91,10 @@ func (p *Pool) duty(ctx context.Context) (next time.Duration, err error) {
 	if err := p.keepLanes(ctx, l); err != nil {
 		return next, err
 	}
-	return next, p.keepVoters(ctx, l)
+	if err := p.keepVoters(ctx, l); err != nil {
+		return next, err
+	}
+	return next, p.recordVoters(ctx, l)
 }
 
 // absent tells for how long a node has been down, as far as this node has been

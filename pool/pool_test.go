@@ -225,7 +225,7 @@ func (r *rig) settle(n int) {
 		for _, nd := range r.live() {
 			s := nd.pool.State()
 			if s.Version != want.Version || len(s.Nodes) != n || len(s.Lanes.Lanes) != LanesDefault ||
-				len(s.Lanes.Lanes[0]) != min(n, LaneWidthMax) || nd.view.TableVersion() != s.Version {
+				len(s.Lanes.Lanes[0]) != min(n, LaneWidthMax) || nd.view.TableVersion() == 0 || len(s.Voters) != wantedVoters(n) && n > 1 {
 				return false
 			}
 		}

@@ -76,6 +76,7 @@ type RemoveNode struct {
 }
 
 // SetVoters records who votes on a volume's map block now: where to look for it.
+// The zero ID stands for the pool block.
 type SetVoters struct {
 	ID      ident.VolumeID `json:"id"`
 	Voters  []ident.NodeID `json:"voters"`
@@ -155,12 +156,18 @@ func setPolicy(s *State, p Policy) error {
 
 func setVoters(s *State, c SetVoters) error {
 	const op = "volume voters"
+	if len(c.Voters) == 0 || len(c.Voters) > ReplicasMax+1 {
+		return invalid(op, c.ID.Short(), "%d members: a map block has 1 to %d", len(c.Voters), ReplicasMax+1)
+	}
+	if c.ID.IsZero() {
+		if c.Version > s.VotersVersion {
+			s.Voters, s.VotersVersion = slices.Clone(c.Voters), c.Version
+		}
+		return nil
+	}
 	i, err := volumeIndex(s, op, c.ID)
 	if err != nil {
 		return err
-	}
-	if len(c.Voters) == 0 || len(c.Voters) > ReplicasMax+1 {
-		return invalid(op, s.Volumes[i].Name, "%d members: a map block has 1 to %d", len(c.Voters), ReplicasMax+1)
 	}
 	if v := &s.Volumes[i]; c.Version > v.VotersVersion {
 		v.Seeds, v.VotersVersion = slices.Clone(c.Voters), c.Version

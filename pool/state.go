@@ -53,7 +53,10 @@ type State struct {
 	// Gone are nodes that were removed, the newest last. They are not let in again.
 	Gone   []ident.NodeID `json:"gone,omitempty"`
 	Policy Policy         `json:"policy,omitzero"`
-	Audit  []Audit        `json:"audit,omitempty"` // oldest first
+	// Voters of the pool block as of its configuration VotersVersion; none: as it began.
+	Voters        []ident.NodeID `json:"voters,omitempty"`
+	VotersVersion uint64         `json:"voters_version,omitempty"`
+	Audit         []Audit        `json:"audit,omitempty"` // oldest first
 	// Recent are the ids of the commands applied last, oldest first, so that a
 	// retried command is applied once.
 	Recent []string `json:"recent,omitempty"`

@@ -192,6 +192,25 @@ func (p *Pool) keepVoters(ctx context.Context, l *leadership) error {
 	}
 }
 
+// recordVoters tells everybody who votes on the pool block now.
+func (p *Pool) recordVoters(ctx context.Context, l *leadership) error {
+	s, c := p.State(), l.prop.Members()
+	if c.Version <= s.VotersVersion {
+		return nil
+	}
+	w := &SetVoters{Version: c.Version}
+	for _, m := range c.Members {
+		w.Voters = append(w.Voters, m.Node)
+	}
+	if slices.Equal(w.Voters, s.Voters) {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, openMax)
+	defer cancel()
+	_, err := l.apply(ctx, Command{ID: NewCommandID(), SetVoters: w})
+	return err
+}
+
 func (l *leadership) move(ctx context.Context, m voterMove) error {
 	ctx, cancel := context.WithTimeout(ctx, joinMax)
 	defer cancel()

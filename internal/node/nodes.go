@@ -110,7 +110,11 @@ func (n *Node) leaving(st *pool.State, r pool.NodeRecord, stored int64) control.
 			l.Votes++
 		}
 	}
-	if slices.Contains(n.Pool.Voters(), r.ID) {
+	voters := st.Voters
+	if len(voters) == 0 {
+		voters = n.Pool.Voters()
+	}
+	if slices.Contains(voters, r.ID) {
 		l.Votes++
 	}
 	for _, lane := range st.Lanes.Lanes {
