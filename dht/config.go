@@ -91,6 +91,7 @@ type Brick interface {
 	TryReadExtent(addr ident.Addr, p []byte, off int64) bool
 	StatExtent(addr ident.Addr) (size int64, ok bool)
 	ReplaceExtent(x brick.Extent) error
+	Stalled() <-chan struct{}
 	NoteDamage(addr ident.Addr, err error)
 	DeleteExtents(addrs []ident.Addr) error
 	ListVolume(v ident.VolumeID) []brick.Ref

@@ -50,8 +50,23 @@ func (s *Store) servePut(r putRequest) error {
 	if err != nil {
 		return err
 	}
-	defer leave()
-	return l.PutExtents(r.extents)
+	return l.unlessStalled(func() error {
+		defer leave()
+		return l.PutExtents(r.extents)
+	})
+}
+
+// unlessStalled runs f, which waits for the disk, and lets go of it when the disk
+// is known to hang. f must touch nothing of the caller's.
+func (l *localBrick) unlessStalled(f func() error) error {
+	done := make(chan error, 1)
+	go func() { done <- f() }()
+	select {
+	case err := <-done:
+		return err
+	case <-l.Stalled():
+		return fault.Newf(fault.Unavailable, "dht", l.ref.Brick.Short(), "the disk of the brick does not answer")
+	}
 }
 
 func (s *Store) serveRead(r readRequest) ([]byte, error) {
@@ -59,6 +74,20 @@ func (s *Store) serveRead(r readRequest) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	got := make(chan []byte, 1)
+	err = l.unlessStalled(func() error {
+		p, err := readRange(l, r)
+		got <- p
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return <-got, nil
+}
+
+// readRange reads what r asks for, unverified.
+func readRange(l *localBrick, r readRequest) ([]byte, error) {
 	if r.length == 0 {
 		return readWhole(l, r.addr)
 	}
@@ -99,8 +128,10 @@ func (s *Store) serveDelete(r deleteRequest) error {
 	if err != nil {
 		return err
 	}
-	defer leave()
-	return l.DeleteExtents(r.addrs)
+	return l.unlessStalled(func() error {
+		defer leave()
+		return l.DeleteExtents(r.addrs)
+	})
 }
 
 func (s *Store) serveStat(r statRequest) ([]int64, error) {

@@ -169,7 +169,7 @@ func Open(cfg Config) (b *Brick, err error) {
 
 func newCore(cfg Config, id ident.BrickID) *core {
 	return &core{fs: cfg.FS, id: id, log: cfg.Log, onSync: cfg.OnSync, onBroken: cfg.OnBroken,
-		dead: make(chan struct{}), damageMax: cfg.DamageMax}
+		dead: make(chan struct{}), stall: make(chan struct{}), damageMax: cfg.DamageMax}
 }
 
 // start opens journal and extents.
@@ -252,6 +252,10 @@ func (b *Brick) Stable() Stable { return b.stable }
 
 // Capacity is the size of the disk when the brick was opened, in bytes.
 func (b *Brick) Capacity() int64 { return b.capacity }
+
+// Stalled is closed when the disk does not answer: then calls that wait for it
+// may never return.
+func (b *Brick) Stalled() <-chan struct{} { return b.core.stall }
 
 // Hung tells whether the brick is broken because its disk does not answer.
 func (b *Brick) Hung() bool { return b.core.hung.Load() }

@@ -65,6 +65,7 @@ type core struct {
 	broken    atomic.Pointer[fault.Error]
 	dead      chan struct{} // closed when the brick is broken, for those who wait for the disk
 	hung      atomic.Bool   // an operation of the disk may never return
+	stall     chan struct{} // closed when hung is set
 	closed    atomic.Bool   // Close is over: errors that follow say nothing about the disk
 	damageMax int
 	damageMu  sync.Mutex
@@ -132,6 +133,7 @@ func (c *core) sync(f vfs.File) error {
 // stalled is the verdict on a disk that does not answer.
 func (c *core) stalled(op, name string, d time.Duration) {
 	c.hung.Store(true)
+	close(c.stall) // the watch tells once
 	_ = c.fail(op, fault.Newf(fault.Timeout, "brick."+op, name, "the disk has not answered for %v", d.Round(time.Millisecond)))
 }
 

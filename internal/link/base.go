@@ -50,6 +50,7 @@ type base struct {
 	wg sync.WaitGroup // goroutines of inbound calls and connections
 
 	peers sync.Map // ident.NodeID -> *outbound
+	live  sync.Map // *channel -> nil: those that have not ended
 
 	callPool sync.Pool // of *pendingCall; not global: channels belong to one synctest bubble
 

@@ -54,8 +54,9 @@ type channel struct {
 	out  carrier
 	gone chan struct{} // closed when the connection has ended
 
-	corked atomic.Bool // its reader is dispatching: answers wait for the burst's end
-	counts [256]uint32 // of the reader: one-way frames left in the burst, by type
+	bursts atomic.Uint32 // that its reader has begun to dispatch
+	corked atomic.Bool   // its reader is dispatching: answers wait for the burst's end
+	counts [256]uint32   // of the reader: one-way frames left in the burst, by type
 
 	limit limiter // of outbound calls
 
@@ -75,12 +76,14 @@ type callResult struct {
 }
 
 func newChannel(b *base, peer ident.NodeID, cls class) *channel {
-	return &channel{
+	c := &channel{
 		base: b, peer: peer, cls: cls, gone: make(chan struct{}),
 		limit:   limiter{free: InboundBytesMax},
 		calls:   map[uint64]*pendingCall{},
 		inbound: map[uint64]context.CancelFunc{},
 	}
+	b.live.Store(c, nil)
+	return c
 }
 
 func (c *channel) ID() ident.NodeID { return c.peer }
@@ -206,6 +209,7 @@ func (c *channel) consume(buf []byte) (used int, err error) {
 	if whole == 0 {
 		return 0, err
 	}
+	c.bursts.Add(1)
 	c.corked.Store(true)
 	for used < whole {
 		h, _ := parseHeader(buf[used:])
@@ -325,6 +329,7 @@ func (c *channel) close() {
 		return
 	}
 	c.closed = true
+	c.base.live.Delete(c)
 	close(c.gone)
 	for id, p := range c.calls {
 		delete(c.calls, id)

@@ -152,9 +152,32 @@ func (d *dialler) use(c *conn) error {
 	if c.cls == classMain {
 		m.log.Info("connected", "node", d.node.Short(), "addr", d.addr)
 	}
-	err := c.run()
+	err := runOut(c)
 	m.base.disconnected(c.channel)
 	return err
+}
+
+// stuckMax is how long the reader of an ended connection may still be in a handler
+// before the next connection is made without it.
+const stuckMax = time.Second
+
+// runOut is c.run, but it does not wait for a reader that hangs in a handler.
+func runOut(c *conn) error {
+	ended := make(chan error, 1)
+	go func() { ended <- c.run() }()
+	select {
+	case err := <-ended:
+		return err
+	case <-c.gone:
+	}
+	t := time.NewTimer(stuckMax)
+	defer t.Stop()
+	select {
+	case err := <-ended:
+		return err
+	case <-t.C:
+		return fault.Newf(fault.Unavailable, "link", c.peer.Short(), "a handler hangs")
+	}
 }
 
 func (d *dialler) connect(cls class) (*conn, error) {

@@ -142,7 +142,28 @@ func (c *Core) Close() {
 	c.Manager.Close()
 	c.Extents.Close()
 	c.cancel()
-	c.wg.Wait()
+	c.outlast(c.wg.Wait)
+}
+
+// hungMax is how long the end of a node waits for what may hang in a disk.
+const hungMax = 5 * time.Second
+
+// outlast runs f, and does not wait for its end if a disk of this node hangs.
+func (c *Core) outlast(f func()) {
+	if !slices.ContainsFunc(c.cfg.Bricks, (*brick.Brick).Hung) {
+		f()
+		return
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		f()
+	}()
+	select {
+	case <-done:
+	case <-time.After(hungMax):
+		c.cfg.Log.Warn("what hangs in a disk is left behind")
+	}
 }
 
 // record is this node's entry in the pool's state.
@@ -171,10 +192,16 @@ func (c *Core) BrickBroke(id ident.BrickID) {
 	for _, b := range c.cfg.Bricks {
 		if b.ID() == id && b.Hung() {
 			c.Extents.SetBrickDown(id)
+			if u, ok := c.cfg.Transport.(link.Unsticker); ok {
+				c.wg.Go(func() { u.Unstick(unstickGrace) })
+			}
 		}
 	}
 	c.Reannounce()
 }
+
+// unstickGrace is how long a handler may still take once a disk is known to hang.
+const unstickGrace = 500 * time.Millisecond
 
 // Reannounce has this node's record in the pool compared with what is.
 func (c *Core) Reannounce() {

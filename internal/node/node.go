@@ -367,7 +367,11 @@ func (n *Node) close() {
 		n.Core.Close()
 	}
 	if n.mesh != nil {
-		n.mesh.Close()
+		if n.Core != nil {
+			n.Core.outlast(n.mesh.Close)
+		} else {
+			n.mesh.Close()
+		}
 	}
 	for _, b := range n.bricks {
 		if err := b.b.Close(); err != nil {

@@ -1,0 +1,41 @@
+package link
+
+import (
+	"time"
+
+	"github.com/gabion-storage/gabion/internal/fault"
+)
+
+// Unsticker is an optional power of a Transport, which Mesh and Memory have.
+type Unsticker interface {
+	// Unstick ends the connections whose readers have been in one handler for
+	// all of grace, and returns how many those were: their peers connect anew,
+	// and are heard again. It is for when a disk hangs and handlers with it: a
+	// handler cannot be made to return, but it must not keep a node from being heard.
+	Unstick(grace time.Duration) int
+}
+
+// Unstick implements Unsticker.
+func (b *base) Unstick(grace time.Duration) int {
+	stuck := map[*channel]uint32{}
+	b.live.Range(func(k, _ any) bool {
+		if c := k.(*channel); c.corked.Load() {
+			stuck[c] = c.bursts.Load()
+		}
+		return true
+	})
+	if len(stuck) == 0 {
+		return 0
+	}
+	t := time.NewTimer(grace)
+	defer t.Stop()
+	<-t.C
+	n := 0
+	for c, burst := range stuck {
+		if c.corked.Load() && c.bursts.Load() == burst {
+			c.out.end(fault.Newf(fault.Unavailable, "link", c.peer.Short(), "a handler hangs"))
+			n++
+		}
+	}
+	return n
+}
