@@ -109,17 +109,20 @@ func (n *Node) unheld(d pool.Volume) control.Volume {
 	if g, ok := n.Acceptors.Group(ident.MapBlock(d.ID)); ok {
 		members, out.Epoch = g.Config.Members, g.Promised.Epoch
 	}
-	voters := 0
+	votes, present := 0, 0
 	for _, m := range members {
-		if m.Role != quorum.Voter {
+		if m.Role == quorum.Learner {
 			continue
 		}
-		voters++
+		votes++
 		if n.View.State(m.Node) == overlay.Alive {
-			out.ReplicasPresent++
+			present++
+			if m.Role == quorum.Voter { // a witness has no copy
+				out.ReplicasPresent++
+			}
 		}
 	}
-	setHealth(&out, out.ReplicasPresent, d.Replicas, out.ReplicasPresent*2 > voters)
+	setHealth(&out, out.ReplicasPresent, d.Replicas, present*2 > votes && out.ReplicasPresent > 0)
 	return out
 }
 
