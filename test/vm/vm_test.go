@@ -307,7 +307,7 @@ func TestFailover(t *testing.T) {
 	if code := r.boot(t, "attach.sh").end(t, failoverTimeout); code != 0 {
 		t.Fatalf("exit %d", code)
 	}
-	r.tell(t, "at ", "issued", "verified", "-persist:", "PASSED")
+	r.tell(t, "at ", "issued", "verified", "PASSED")
 }
 
 // A stock kernel's iSCSI initiator: discovery, mutual CHAP, digests, what

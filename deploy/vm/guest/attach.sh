@@ -124,23 +124,5 @@ g detach v
 
 if dmesg | grep -E 'I/O error|hung_task|blocked for more|EXT4-fs error'; then fail "the kernel complains"; fi
 
-# What the stock client gives by itself: it comes back to the same address, and what was under way fails.
-phase "nbd-client -persist"
-g volume create w --size 64M --replicas 3 >/dev/null
-until_true 180 "copies of w" redundant w
-nbd-client 127.0.0.1 "$(nbd_port 2)" /dev/nbd1 -N w -b 4096 -persist -nonetlink >/dev/null
-write_one() { dd if=/dev/zero of=/dev/nbd1 bs=4k count=1 seek="$1" oflag=direct conv=notrunc 2>/dev/null; }
-until_true 90 "a first write" write_one 0
-kill -KILL "${pids[2]}"
-failed=0
-for i in $(seq 1 20); do
-	write_one "$i" || failed=$((failed + 1))
-	[ "$i" != 10 ] || { start_node 2 && until_true 180 "node 2" ready 2; }
-done
-until_true 180 "a write after the return" write_one 21
-echo "nbd-client -persist: $failed of 20 writes failed around the death of its node, and it came back by itself"
-[ $failed -gt 0 ] || fail "docs/ATTACH.md says that some fail"
-nbd-client -d /dev/nbd1
-
 stop_pool
 echo PASSED
