@@ -277,6 +277,7 @@ func (m *Manager) attach(ctx context.Context, d pool.Volume, a *attached, by cla
 		return
 	}
 	m.cfg.Log.Info("volume attached", "volume", d.Name, "epoch", vol.epoch, "took", time.Since(began).Round(time.Millisecond))
+	m.members(vol) // they may have changed under the holder before
 	go m.watch(d, a)
 }
 
