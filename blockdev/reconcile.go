@@ -36,12 +36,13 @@ type named struct {
 // wanted is the set of addresses that the volume's state names.
 type wanted struct {
 	keep    map[ident.Addr]named
+	epoch   uint64 // of this attachment
 	next    uint64
 	flights map[uint64]struct{}
 }
 
 func (v *Volume) wanted() wanted {
-	w := wanted{keep: map[ident.Addr]named{}, flights: map[uint64]struct{}{}}
+	w := wanted{epoch: v.epoch, keep: map[ident.Addr]named{}, flights: map[uint64]struct{}{}}
 	v.mu.RLock()
 	defer v.mu.RUnlock()
 	v.table.All(func(x extentmap.Extent) bool { w.keep[x.Addr] = named{x.Number, int64(x.Bytes)}; return true })
@@ -61,11 +62,12 @@ func (v *Volume) wanted() wanted {
 }
 
 // garbage tells whether a brick may drop what it lists: nothing names it, and
-// its number was drawn and settled.
+// either its number was drawn here and settled, or it is of an earlier holder,
+// whose puts the bricks refuse since this one opened.
 func (w wanted) garbage(r brick.Ref) bool {
 	_, named := w.keep[r.Addr]
 	_, open := w.flights[r.Number]
-	return !named && !open && r.Number < w.next
+	return !named && !open && (r.Number < w.next || r.Epoch < w.epoch)
 }
 
 // settled reports whether no extent is in flight that an older lane table may
@@ -82,17 +84,18 @@ func (v *Volume) settled(w wanted) bool {
 }
 
 // dropSurplus deletes copies on bricks that no longer hold their lane. It runs
-// only after every brick of the present table is complete.
-func (v *Volume) dropSurplus(ctx context.Context, version uint64) {
+// only after every brick of the present table is complete. It reports whether
+// there is nothing left to delete.
+func (v *Volume) dropSurplus(ctx context.Context, version uint64) (all bool) {
 	v.maintain.mu.Lock()
 	done := v.maintain.done == version
 	v.maintain.mu.Unlock()
 	if done {
-		return
+		return true
 	}
 	held, err := v.listAll(ctx)
 	if err != nil {
-		return
+		return false
 	}
 	ok := true
 	for _, n := range v.cfg.View.Nodes() {
@@ -109,19 +112,18 @@ func (v *Volume) dropSurplus(ctx context.Context, version uint64) {
 			w := v.wanted()
 			var drop []ident.Addr
 			for _, r := range refs {
-				_, open := w.flights[r.Number]
 				holders := v.cfg.Extents.Holders(r.Addr, v.cfg.Replicas)
-				if open || r.Number >= w.next || slices.Contains(holders, b) {
+				if slices.Contains(holders, b) {
 					continue
 				}
-				if _, named := w.keep[r.Addr]; named && !held.onAll(r.Addr, holders) {
-					ok = false // it may be the last copy
-					continue
+				if _, named := w.keep[r.Addr]; named && held.onAll(r.Addr, holders) || w.garbage(r) {
+					drop = append(drop, r.Addr)
+				} else {
+					ok = false // it may be the last copy, or somebody is about to name it
 				}
-				drop = append(drop, r.Addr)
 			}
 			if v.cfg.View.TableVersion() != version {
-				return
+				return false
 			}
 			if len(drop) > 0 && v.cfg.Extents.DeleteAt(ctx, b, v.cfg.ID, v.epoch, drop) != nil {
 				ok = false
@@ -133,6 +135,7 @@ func (v *Volume) dropSurplus(ctx context.Context, version uint64) {
 		v.maintain.done = version
 		v.maintain.mu.Unlock()
 	}
+	return ok
 }
 
 // holdings is which bricks list which extents.

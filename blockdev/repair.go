@@ -108,7 +108,7 @@ func (v *Volume) reconcile(ctx context.Context) (complete bool, err error) {
 		todo = again
 	}
 	if all && v.cfg.View.TableVersion() == version {
-		v.dropSurplus(ctx, version)
+		complete = v.dropSurplus(ctx, version)
 	}
 	return complete, err
 }
