@@ -1,5 +1,5 @@
 // Package failover has the rigs that take nodes away from under a mounted file
-// system.
+// system. docs/ATTACH.md has what they measured.
 package failover
 
 import (
