@@ -1,11 +1,13 @@
 package failover
 
 import (
+	"errors"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/gabion-storage/gabion/internal/control"
 	"github.com/gabion-storage/gabion/test/cluster"
 	"github.com/gabion-storage/gabion/test/postgres"
 )
@@ -49,6 +51,9 @@ func TestEveryNodeIsReplaced(t *testing.T) {
 		if err := fresh.Start(); err != nil {
 			t.Fatal(err)
 		}
+		if _, err := via.Await(patience, listed(fresh.Name)); err != nil {
+			t.Fatal(err)
+		}
 		how := "drained"
 		if out == old[1] {
 			how = "lost"
@@ -85,6 +90,18 @@ func TestEveryNodeIsReplaced(t *testing.T) {
 		t.Error(err)
 	}
 	a.finish(t)
+}
+
+// listed is a condition: the pool knows of the node and its brick.
+func listed(name string) func(*control.Status) error {
+	return func(s *control.Status) error {
+		for _, b := range s.Bricks {
+			if b.Node == name {
+				return nil
+			}
+		}
+		return errors.New(name + " is not in the pool yet")
+	}
 }
 
 // drain empties a node and waits until it is safe to remove.
