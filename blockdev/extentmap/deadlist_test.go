@@ -202,7 +202,6 @@ func TestDeadlistRules(t *testing.T) {
 			t.Errorf("%s: %v", name, tx.Err())
 		}
 	}
-	tx = tab.Begin()
 	for id := range uint64(SnapshotsMax - 1) {
 		one := tab.Begin()
 		one.Cut(id+2, 2)
