@@ -30,6 +30,7 @@ func main() {
 	flag.IntVar(&opt.Nodes, "nodes", 0, "nodes of the pool; 0: drawn from the seed")
 	flag.DurationVar(&opt.For, "for", 0, "simulated time under faults; 0: the default")
 	without := flag.String("without", "", "kinds of faults to leave out, with commas between")
+	only := flag.String("only", "", "kinds of faults that come, with commas between")
 	verbose := flag.Bool("v", false, "write what the nodes log to the result's file as well")
 	three := flag.Bool("3", false, "write to file descriptor 3")
 	flag.Parse()
@@ -46,6 +47,9 @@ func main() {
 		opt.Without = strings.Split(*without, ",")
 	}
 	var said bytes.Buffer // kept until the end: a system call would let the runtime reschedule
+	if *only != "" {
+		opt.Only = strings.Split(*only, ",")
+	}
 	if *verbose {
 		opt.Log = slog.New(slog.NewTextHandler(&said, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}

@@ -50,11 +50,14 @@ func (w *World) churn(rng *rand.Rand, stop chan struct{}) {
 	}
 }
 
-// leastCopies is how few copies a volume may have: with one, the loss of a
-// machine is the loss of the volume.
+// leastCopies is how few copies a volume may have: the loss of a machine leaves
+// two of three, and damage on one disk leaves one of two.
 func (w *World) leastCopies() int {
-	if w.wipes {
+	switch {
+	case w.wipes:
 		return 3
+	case w.lies:
+		return 2
 	}
 	return 1
 }

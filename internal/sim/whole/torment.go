@@ -78,17 +78,23 @@ func (w *World) torment(rng *rand.Rand, in []kind) {
 	}
 }
 
+// lies are the kinds that damage data silently.
+var lies = []string{"disk-rot", "disk-lost-write", "disk-misdirected-write"}
+
 // choose draws the kinds of a run. A disk that lies and one that is lost could
 // together take both copies that a majority of three was.
 func (w *World) choose(rng *rand.Rand) (in []kind) {
-	lies := rng.IntN(2) == 0
+	lie := rng.IntN(2) == 0
 	for _, k := range kinds {
 		use := (rng.IntN(5) < 3 || k.name == "takeover") && !slices.Contains(w.opt.Without, k.name)
-		switch k.name {
-		case "wipe":
-			use = use && !lies
-		case "disk-rot", "disk-lost-write", "disk-misdirected-write":
-			use = use && lies
+		switch {
+		case k.name == "wipe":
+			use = use && !lie
+		case slices.Contains(lies, k.name):
+			use = use && lie
+		}
+		if len(w.opt.Only) > 0 {
+			use = slices.Contains(w.opt.Only, k.name)
 		}
 		if use {
 			in = append(in, k)

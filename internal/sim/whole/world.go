@@ -29,6 +29,8 @@ type Options struct {
 	For   time.Duration // of the faults; default 5 minutes
 	// Without names kinds of faults that are left out.
 	Without []string
+	// Only names the kinds of faults that come, instead of what the seed draws.
+	Only []string
 	// Log is told what the nodes say.
 	Log *slog.Logger
 }
@@ -68,6 +70,7 @@ type World struct {
 	faults     map[string]int
 	events     []string
 	wipes      bool // machines may get lost in this run
+	lies       bool // a disk may damage data silently
 	violation  string
 	stopped    chan struct{} // closed at the first violation
 	ended      chan struct{} // closed when all is over
@@ -123,7 +126,10 @@ func (w *World) play() {
 	w.net.SetDelay(20*time.Microsecond, time.Duration(100+rng.IntN(900))*time.Microsecond)
 	chaos := w.stream(forFaults)
 	in := w.choose(chaos)
-	w.wipes = slices.ContainsFunc(in, func(k kind) bool { return k.name == "wipe" })
+	for _, k := range in {
+		w.wipes = w.wipes || k.name == "wipe"
+		w.lies = w.lies || slices.Contains(lies, k.name)
+	}
 	if !w.found(n, rng) || !w.furnish(rng) {
 		return
 	}
