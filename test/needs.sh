@@ -15,6 +15,7 @@ busybox:busybox-static
 cpio:cpio
 depmod:kmod
 ip:iproute2
+iptables:iptables
 nbd-client:nbd-client
 iscsi-test-cu:libiscsi-bin
 iscsi-ls:libiscsi-bin

@@ -8,7 +8,7 @@ go build -o bin/tally ./test/tally
 
 units=$(go list ./... | grep -v "^$module/test/" | grep -v "^$module/deploy/")
 tools="./test/tally ./test/ledger ./test/nbdclient"
-rigs="./test/postgres ./test/failure ./test/failover ./test/snapshot ./test/space ./test/input ./test/idle"
+rigs="./test/postgres ./test/failure ./test/failover ./test/partition ./test/snapshot ./test/space ./test/input ./test/idle"
 
 mutated() { git ls-files '*_test.go' | xargs grep -lE '^func Test[A-Za-z]*Mutat' | xargs -r -n1 dirname | sort -u | sed 's|^|./|'; }
 
@@ -29,4 +29,4 @@ stage() {
 	echo "stage $1 took $((SECONDS - began)) s"
 }
 
-for s in "$@"; do stage "$s"; done | bin/tally -show "^$module/(test/(failure|failover|space|input|idle|vm)|internal/sim/simulate)"
+for s in "$@"; do stage "$s"; done | bin/tally -show "^$module/(test/(failure|failover|partition|space|input|idle|vm)|internal/sim/simulate)"

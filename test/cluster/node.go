@@ -15,6 +15,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -49,6 +50,7 @@ type Node struct {
 	Bricks []string // brick directories; empty: gabion's default inside Dir
 	Args   []string // further arguments of node run
 	Env    []string // further environment
+	Prefix []string // command that becomes gabion, in a namespace say: ip netns exec NAME
 	Binary string
 	Info   RunInfo // of the last start; its addresses are asked for again on the next
 
@@ -136,7 +138,8 @@ func (n *Node) Begin() error {
 	if err != nil {
 		return err
 	}
-	n.cmd = exec.Command(n.Binary, args...)
+	argv := append(append(slices.Clone(n.Prefix), n.Binary), args...)
+	n.cmd = exec.Command(argv[0], argv[1:]...)
 	n.cmd.Stdout, n.cmd.Stderr = log, log
 	n.cmd.Env = append(os.Environ(), n.Env...)
 	if err := StartCmd(n.cmd); err != nil {
