@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/gabion-storage/gabion/internal/fault"
 	"github.com/gabion-storage/gabion/internal/ident"
 	"github.com/gabion-storage/gabion/overlay"
 	"github.com/gabion-storage/gabion/overlay/placement"
@@ -76,7 +77,9 @@ func (p *Pool) duty(ctx context.Context) (next time.Duration, err error) {
 	if s.Version > 0 && standing == nil && wantedLanes(s, p.cfg.Lanes) == nil {
 		if _, ok := nextVoter(s, cfg, p.alive); !ok {
 			if l != nil {
-				err = p.recordVoters(ctx, l)
+				if err = p.recordVoters(ctx, l); err == nil {
+					p.makeWay(l)
+				}
 			}
 			return next, err
 		}
@@ -94,7 +97,19 @@ func (p *Pool) duty(ctx context.Context) (next time.Duration, err error) {
 	if err := p.keepVoters(ctx, l); err != nil {
 		return next, err
 	}
-	return next, p.recordVoters(ctx, l)
+	if err := p.recordVoters(ctx, l); err != nil {
+		return next, err
+	}
+	p.makeWay(l)
+	return next, nil
+}
+
+// makeWay ends the leadership of a node that is leaving, once others can lead: it
+// will be cut off, and must not be the only one to know the newest state then.
+func (p *Pool) makeWay(l *leadership) {
+	if p.leaving(p.self) && !p.heir(l.prop.Members()).IsZero() {
+		l.end(fault.Newf(fault.Unavailable, "pool.lead", "", "this node is leaving the pool"))
+	}
 }
 
 // absent tells for how long a node has been down, as far as this node has been

@@ -50,22 +50,26 @@ func (p *Pool) leadOr(ctx context.Context) (l *leadership, other ident.NodeID, e
 	if ended {
 		return nil, other, fault.Newf(fault.Unavailable, "pool.lead", "", "this node is shutting down")
 	}
-	right, err := p.rightLeader(ctx)
+	right, over, err := p.rightLeader(ctx)
 	if err != nil || right != p.self {
 		return nil, right, err
 	}
-	l, err = p.open(ctx)
+	if !p.leaving(over.Node) {
+		over = quorum.Ballot{}
+	}
+	l, err = p.open(ctx, over)
 	return l, other, err
 }
 
-// open takes the pool block over. The token of opening is held.
-func (p *Pool) open(ctx context.Context) (*leadership, error) {
+// open takes the pool block over, from the holder of ballot from even if it may be
+// alive. The token of opening is held.
+func (p *Pool) open(ctx context.Context, from quorum.Ballot) (*leadership, error) {
 	ctx, cancel := context.WithTimeout(ctx, openMax)
 	defer cancel()
 	defer context.AfterFunc(p.quit, cancel)()
 	l := &leadership{pool: p}
 	prop, rec, err := quorum.Open(ctx, quorum.ProposerConfig{Group: p.group, Transport: p.cfg.Transport,
-		Local: p.cfg.Acceptors, Self: p.self, Boot: p.cfg.Boot, Seeds: p.seeds(), Fallback: p.everybody(), AtLeast: p.atLeast.Load(),
+		Local: p.cfg.Acceptors, Self: p.self, Boot: p.cfg.Boot, Seeds: p.seeds(), Fallback: p.everybody(), AtLeast: p.atLeast.Load(), Over: from,
 		OnProgress: l.progress, OnFenced: l.fenced, OnMembers: func() { wake(p.duties) }, Log: p.log})
 	if err != nil {
 		return nil, err

@@ -122,38 +122,60 @@ func (p *Pool) findLeader(ctx context.Context) (ident.NodeID, error) {
 	if lead != nil {
 		return p.self, nil
 	}
-	if !hint.IsZero() && p.alive(hint) {
+	if !hint.IsZero() && p.alive(hint) && !p.leaving(hint) {
 		return hint, nil
 	}
-	return p.rightLeader(ctx)
+	right, _, err := p.rightLeader(ctx)
+	return right, err
 }
 
 // rightLeader is findLeader by asking the members.
-func (p *Pool) rightLeader(ctx context.Context) (ident.NodeID, error) {
+func (p *Pool) rightLeader(ctx context.Context) (id ident.NodeID, over quorum.Ballot, err error) {
 	if p.State().Version == 0 && !p.votes() {
 		p.askAround()
-		return ident.NodeID{}, fault.Newf(fault.Unavailable, "pool.lead", "", "this node has not met the pool yet")
+		return id, over, fault.Newf(fault.Unavailable, "pool.lead", "", "this node has not met the pool yet")
 	}
 	ctx, cancel := context.WithTimeout(ctx, holderMax)
 	defer cancel()
 	ballot, cfg, err := quorum.Holder(ctx, p.cfg.Transport, p.seeds(), p.group, p.everybody()...)
 	if err != nil {
-		return ident.NodeID{}, err
+		return id, over, err
 	}
 	p.learnVoters(cfg)
-	if !ballot.IsZero() && p.alive(ballot.Node) {
-		return ballot.Node, nil
+	heir := p.heir(cfg)
+	if !ballot.IsZero() && p.alive(ballot.Node) && (heir.IsZero() || !p.leaving(ballot.Node)) {
+		return ballot.Node, over, nil
 	}
-	var best ident.NodeID
+	if !heir.IsZero() {
+		// One that is leaving has no say any more; nothing is read under its lease.
+		return heir, ballot, nil
+	}
 	for _, m := range cfg.Members {
-		if m.Role == quorum.Voter && p.alive(m.Node) && (best.IsZero() || m.Node.Compare(best) < 0) {
+		if m.Role == quorum.Voter && p.alive(m.Node) && (id.IsZero() || m.Node.Compare(id) < 0) {
+			id = m.Node
+		}
+	}
+	if id.IsZero() {
+		return id, over, fault.Newf(fault.Unavailable, "pool.lead", "", "no voter of the pool block is alive")
+	}
+	return id, over, nil
+}
+
+// heir is the live voter that stays, with the lowest id; zero if there is none.
+func (p *Pool) heir(cfg quorum.Config) (best ident.NodeID) {
+	for _, m := range cfg.Members {
+		if m.Role == quorum.Voter && p.alive(m.Node) && !p.leaving(m.Node) && (best.IsZero() || m.Node.Compare(best) < 0) {
 			best = m.Node
 		}
 	}
-	if best.IsZero() {
-		return best, fault.Newf(fault.Unavailable, "pool.lead", "", "no voter of the pool block is alive")
-	}
-	return best, nil
+	return best
+}
+
+// leaving tells whether a node is on its way out of the pool, or out of it.
+func (p *Pool) leaving(id ident.NodeID) bool {
+	s := p.State()
+	r, ok := s.Node(id)
+	return s.Version > 0 && (!ok || r.Leaving())
 }
 
 // seeds are the nodes to ask for the pool block: this one, its voters, and

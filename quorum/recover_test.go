@@ -87,7 +87,7 @@ func TestForcedConfigurationOutlivesItsRivals(t *testing.T) {
 	p := newTestPool(t, 5)
 	p.create(3)
 	h := p.nodes[0].open()
-	h.flush(t, h.put(t, "a"))
+	h.allDurable(t, h.put(t, "a"))
 	p.nodes[2].crash(true, 0) // it knows the first configuration alone
 	for range 2 {
 		p.replace(h, p.nodes[1].member(), p.nodes[3].member())
