@@ -66,7 +66,7 @@ func (w *World) leastCopies() int {
 func (w *World) remove(v *volume) bool {
 	for _, m := range w.machines {
 		p := m.running()
-		if p == nil {
+		if p == nil || m.gone || m.leaving { // the last may know nothing new any more
 			continue
 		}
 		st := p.core.Pool.State()
