@@ -70,12 +70,12 @@ func (v *Volume) writeLarge(p []byte, off int64, fua bool, done func(error)) {
 	}
 }
 
-// putPatiently puts an extent and tries again while holders are out of reach,
+// putPatiently puts an extent and tries again while holders are out of reach or fail,
 // as a write through the log would wait for them, until ctx ends.
 func (v *Volume) putPatiently(ctx context.Context, b *extent.Builder, number uint64) (packed, error) {
 	for {
 		x, err := v.putExtent(ctx, b, number)
-		if !fault.Is(err, fault.Unavailable) || ctx.Err() != nil {
+		if err == nil || lasting(err) || ctx.Err() != nil {
 			return x, err
 		}
 		t := time.NewTimer(putPause)
@@ -85,6 +85,16 @@ func (v *Volume) putPatiently(ctx context.Context, b *extent.Builder, number uin
 		}
 		t.Stop()
 	}
+}
+
+// lasting tells whether a failure of the extent store stays what it is however
+// often one tries: not that of a brick or a node, whose part others can do.
+func lasting(err error) bool {
+	switch fault.KindOf(err) {
+	case fault.NoSpace, fault.Fenced, fault.Corrupt, fault.Invalid, fault.NotFound:
+		return true
+	}
+	return false
 }
 
 // putPause is the time between two tries to put an extent of a large write.

@@ -1,6 +1,7 @@
 package blockdev
 
 import (
+	"context"
 	"sync"
 	"sync/atomic"
 
@@ -47,6 +48,8 @@ type edge struct {
 // mergePartial reads the blocks at the ends until a merge succeeds.
 func (v *Volume) mergePartial(p []byte, off int64) (slot uint64, full bool, err error) {
 	first, last := uint64(off/BlockSize), uint64((off+int64(len(p))-1)/BlockSize)
+	ctx, cancel := context.WithTimeout(v.ctx, v.cfg.IOTimeout)
+	defer cancel()
 	for {
 		var edges []*edge
 		for _, b := range [2]uint64{first, last} {
@@ -58,7 +61,7 @@ func (v *Volume) mergePartial(p []byte, off int64) (slot uint64, full bool, err 
 			e.gen = v.mapGen
 			v.mu.RUnlock()
 			// What is not settled yet comes before the merged write in the log.
-			if _, err := v.readMap(v.ctx, e.data[:], b); err != nil {
+			if _, err := v.readMap(ctx, e.data[:], b); err != nil {
 				if gone := v.Err(); gone != nil {
 					err = gone
 				}

@@ -427,7 +427,9 @@ func (v *Volume) readAligned(ctx context.Context, p []byte, off int64) (uint64, 
 
 // readMap reads whole blocks, waiting for what is not in memory. A checkpoint
 // may free an extent between lookup and read; then it looks again. It returns
-// the newest slot of what it read from the log.
+// the newest slot of what it read from the log. While no holder of an extent has
+// an answer it tries again, until ctx ends: a brick that broke is no client's
+// business as long as another one comes back or has the bytes.
 func (v *Volume) readMap(ctx context.Context, p []byte, first uint64) (newest uint64, err error) {
 	var buf [readSpanMax]extentmap.Ptr
 	for len(p) > 0 {
@@ -448,6 +450,9 @@ func (v *Volume) readMap(ctx context.Context, p []byte, first uint64) (newest ui
 			if changed && ctx.Err() == nil {
 				continue
 			}
+			if fault.Is(err, fault.Unavailable) && paused(ctx, putPause) {
+				continue
+			}
 			if errors.Is(err, errStale) {
 				err = fault.Newf(fault.Corrupt, "volume.read", v.cfg.Name, "the map names an extent that its table does not have")
 			}
@@ -457,6 +462,18 @@ func (v *Volume) readMap(ctx context.Context, p []byte, first uint64) (newest ui
 		p, first = p[n*BlockSize:], first+uint64(n)
 	}
 	return newest, nil
+}
+
+// paused waits for d; false if ctx ends before.
+func paused(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
 }
 
 func (v *Volume) waitRun(ctx context.Context, r run, p []byte) error {

@@ -58,14 +58,21 @@ func (a *Acceptors) onQuery(_ context.Context, from ident.NodeID, body []byte) (
 }
 
 // query tells what this node knows of a group; with several copies, of the one
-// with the highest promise.
+// with the highest promise. A copy on a brick that fails counts as absent: it can
+// promise nothing, and what it has promised says nothing of who is at work now.
 func (a *Acceptors) query(id ident.GroupID, from ident.NodeID) queryReply {
 	var q queryReply
+	broken := false
 	for _, g := range a.all() {
 		if g.id != id {
 			continue
 		}
 		g.mu.Lock()
+		if g.broken != nil {
+			broken = true
+			g.mu.Unlock()
+			continue
+		}
 		if c := g.core; !q.found || q.promised.Less(c.Promised()) {
 			q = queryReply{found: true, brick: g.brick.id, promised: c.Promised(),
 				upTo: c.Checkpoint().UpTo, last: c.Last(), config: c.Config(),
@@ -73,7 +80,7 @@ func (a *Acceptors) query(id ident.GroupID, from ident.NodeID) queryReply {
 		}
 		g.mu.Unlock()
 	}
-	q.holding = a.holding(id)
+	q.holding, q.broken = a.holding(id), broken && !q.found
 	if !q.found {
 		a.mu.RLock()
 		bricks := make([]ident.BrickID, 0, len(a.bricks))
@@ -114,6 +121,13 @@ func (a *Acceptors) prepare(m *prepareCall) (prepareReply, error) {
 			r.promised, r.left = t.Promised, t.Config
 		}
 		return r, nil
+	}
+	g.mu.Lock()
+	broken := g.broken
+	g.mu.Unlock()
+	if broken != nil {
+		return prepareReply{}, fault.Newf(fault.Unavailable, "quorum.prepare", m.brick.Short(),
+			"the brick fails and can promise nothing: %w", broken)
 	}
 	status, effects := a.promise(g, m)
 	g.mu.Lock()

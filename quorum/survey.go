@@ -157,7 +157,7 @@ func (s *survey) settled() bool {
 // nowhere tells whether all seeds answered and none has the group.
 func (s *survey) nowhere() bool {
 	for _, n := range s.seeds {
-		if q, ok := s.answers[n]; !ok || q.found {
+		if q, ok := s.answers[n]; !ok || q.found || q.broken {
 			return false
 		}
 	}

@@ -24,6 +24,7 @@ import (
 type queryReply struct {
 	found, objects, holding, dropped bool
 	removed, settled, feeds          bool
+	broken                           bool // it has a copy, on a brick that fails: as good as away
 	brick                            ident.BrickID
 	promised                         Ballot
 	upTo, last                       uint64
@@ -34,7 +35,7 @@ const queryReplySize = 1 + 16 + paxos.BallotSize + 8 + 8
 
 func appendQueryReply(b []byte, q *queryReply) []byte {
 	var flags byte
-	for i, f := range []bool{q.found, q.objects, q.holding, q.dropped, q.removed, q.settled, q.feeds} {
+	for i, f := range []bool{q.found, q.objects, q.holding, q.dropped, q.removed, q.settled, q.feeds, q.broken} {
 		if f {
 			flags |= 1 << i
 		}
@@ -51,11 +52,9 @@ func decodeQueryReply(b []byte) (q queryReply, err error) {
 	if len(b) < queryReplySize {
 		return q, errShort
 	}
-	if b[0] > 127 {
-		return q, errValue
-	}
 	q.found, q.objects, q.holding, q.dropped = b[0]&1 != 0, b[0]&2 != 0, b[0]&4 != 0, b[0]&8 != 0
 	q.removed, q.settled, q.feeds = b[0]&16 != 0, b[0]&32 != 0, b[0]&64 != 0
+	q.broken = b[0]&128 != 0
 	q.brick = ident.BrickID(b[1:17])
 	q.promised = paxos.DecodeBallot(b[17:])
 	q.upTo = binary.LittleEndian.Uint64(b[49:])

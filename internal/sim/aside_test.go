@@ -267,4 +267,64 @@ func TestPitfallDiskWithVotesHangs(t *testing.T) {
 	})
 	soon(t, ctx, "what it held is elsewhere", func() bool { return spread(ctx, nodes) })
 	s.Close()
+	s = bad.open(t, ctx) // what the dead disk promised holds nobody off
+	check(t, ctx, s)
+	s.Close()
+}
+
+// TestPitfallDiskOfTheHolderDies: the disk with the holder's own vote fails or
+// hangs under a client that writes. The vote is one of three, and so are the
+// copies: no operation fails, small or large, checkpoints go on, and the holder
+// can attach the volume again.
+func TestPitfallDiskOfTheHolderDies(t *testing.T) {
+	for name, die := range map[string]func(m *vfs.Mem){
+		"fsync fails": func(m *vfs.Mem) { m.Inject(vfs.Fault{Op: "sync", Err: vfs.EIO}) },
+		"fsync hangs": func(m *vfs.Mem) { m.Hang(vfs.Fault{Op: "sync"}) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			ctx, nodes := startDisks(t, 3)
+			holder := nodes[0]
+			s := holder.open(t, ctx)
+			write(t, s)
+			soon(t, ctx, "v is in extents", func() bool { return spread(ctx, nodes) })
+			die(holder.disks[0])
+			soon(t, ctx, "the brick is set aside", func() bool {
+				write(t, s)
+				writeLong(t, s)
+				check(t, ctx, s)
+				me, _ := nodes[2].core.Pool.State().Node(holder.id)
+				i := slices.IndexFunc(me.Bricks, func(b overlay.BrickInfo) bool { return b.ID == holder.bricks[0].ID() })
+				return i >= 0 && me.Bricks[i].Leaving
+			})
+			write(t, s)
+			writeLong(t, s)
+			soon(t, ctx, "what it held is elsewhere", func() bool { return spread(ctx, nodes) })
+			check(t, ctx, s)
+			s.Close()
+			s = nodes[1].open(t, ctx)
+			check(t, ctx, s)
+			s.Close()
+			s = holder.open(t, ctx)
+			check(t, ctx, s)
+			s.Close()
+		})
+	}
+}
+
+// writeLong writes the last quarter of v several times, the later ones as extents.
+func writeLong(t *testing.T, s target.Session) {
+	t.Helper()
+	p := make([]byte, blockdev.LargeWriteDefault)
+	for i := range p {
+		p[i] = byte(i*i>>7) ^ byte(i)
+	}
+	for range 4 {
+		got := make(chan error, 1)
+		s.Write(p, 1<<20-int64(len(p)), true, func(err error) { got <- err })
+		s.Kick()
+		if err := ended(t, got); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
