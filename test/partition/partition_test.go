@@ -248,11 +248,10 @@ func (r *rig) goesOn(t *testing.T, what string, sever func(*cluster.Node, []*clu
 	if pause > goesOnMax {
 		t.Errorf("%s: a write took %v", what, pause)
 	}
-	note := "the holder stays"
 	if r.a.engine.State().Moves != moves {
 		t.Errorf("%s: the volume moved: %s", what, r.a.engine.State().Cause)
 	}
-	r.row(what, 0, pause, note)
+	r.row(what, 0, pause, "the holder stays")
 }
 
 // shattered cuts all nodes off from each other.
