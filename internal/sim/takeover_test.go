@@ -29,6 +29,7 @@ func takeover(t *testing.T, seed uint64) {
 	old, gone := open(t, ctx, a)
 	mustPut(t, old, 0, 10, false)
 	mustPut(t, old, 1, 11, true)
+	mustPut(t, old, 4, 14, true) // of which nothing is under way later
 	mustHave(t, ctx, old, 0, 10)
 
 	c.Net.Isolate(a.ID)
@@ -48,12 +49,13 @@ func takeover(t *testing.T, seed uint64) {
 		t.Errorf("epoch %d after %d", epoch(s), epoch(old))
 	}
 	mustPut(t, s, 0, 30, false)
+	mustPut(t, s, 4, 34, false)
 	noRead(t, ctx, old)
 	late := submit(old, 3, 23, false)
 	old.Kick()
 	seen := func(s target.Session) {
 		t.Helper()
-		for block, v := range []uint64{30, 11, 0, 0} {
+		for block, v := range []uint64{30, 11, 0, 0, 34} {
 			mustHave(t, ctx, s, block, v)
 		}
 	}
@@ -93,17 +95,21 @@ func takeover(t *testing.T, seed uint64) {
 	seen(s)
 }
 
-// noRead demands that a holder that was replaced answers no read.
+// noRead demands that a holder that was replaced answers no read, neither of a
+// block whose write is under way nor of any other.
 func noRead(t *testing.T, ctx context.Context, s target.Session) {
 	t.Helper()
 	p := make([]byte, 4096)
-	if s.TryReadAt(p, 0) {
-		t.Fatal("the old holder still reads")
-	}
-	ctx, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
-	defer cancel()
-	if s.ReadAt(ctx, p, 0) == nil {
-		t.Fatal("the old holder still reads, after a wait")
+	for _, off := range []int64{0, 4 * 4096} {
+		if s.TryReadAt(p, off) {
+			t.Fatal("the old holder still reads")
+		}
+		ctx, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
+		err := s.ReadAt(ctx, p, off)
+		cancel()
+		if err == nil {
+			t.Fatal("the old holder still reads, after a wait")
+		}
 	}
 }
 
