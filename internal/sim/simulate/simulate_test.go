@@ -99,7 +99,8 @@ func number(t *testing.T, s string) int64 {
 func tailOf(s []string, n int) []string { return s[max(0, len(s)-n):] }
 
 // TestWholePools plays the seed that GABION_SIM_SEED names, with all that its
-// nodes log; or the corpus, and then fresh seeds for GABION_SIM_SECONDS.
+// nodes log; or the corpus, and then seeds for GABION_SIM_SECONDS: fresh ones, or those
+// from GABION_SIM_FIRST on.
 func TestWholePools(t *testing.T) {
 	bin := build(t, "")
 	if s := os.Getenv("GABION_SIM_SEED"); s != "" {
@@ -124,6 +125,9 @@ func TestWholePools(t *testing.T) {
 		}
 		end := time.Now().Add(time.Duration(seconds) * time.Second)
 		seed := uint64(time.Now().UnixMilli())
+		if s := os.Getenv("GABION_SIM_FIRST"); s != "" {
+			seed = uint64(number(t, s)) - 1
+		}
 		run(t, bin, func() (uint64, []string, bool) {
 			seed++
 			return seed, nil, time.Now().Before(end)
