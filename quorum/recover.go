@@ -136,8 +136,8 @@ func Recover(ctx context.Context, t link.Transport, nodes []ident.NodeID, group 
 	if err != nil {
 		return Recovery{}, fault.New(fault.Invalid, op, group.String(), err)
 	}
-	if quorate(ss) {
-		return Recovery{}, fault.New(fault.Conflict, op, group.String(), errors.New("a majority of the voters answers: attach it"))
+	if Quorate(ss) {
+		return Recovery{}, fault.New(fault.Conflict, op, group.String(), errors.New("a majority of the voters answers: nothing is to be forced"))
 	}
 	r.Ballot = Ballot{Epoch: r.Ballot.Epoch + forcedEpochs, Node: t.Self(), Boot: boot}
 	call := forceCall{group: group, brick: from.Brick, ballot: r.Ballot, config: r.Config}
@@ -199,8 +199,9 @@ func planRecovery(ss []Survivor, from Member, voters []Member) (Recovery, error)
 	return r, nil
 }
 
-// quorate tells whether a majority of the newest configuration answered, data among it.
-func quorate(ss []Survivor) bool {
+// Quorate tells whether a majority of the newest configuration is among the copies
+// that answered, with its data: such a group needs no forced recovery.
+func Quorate(ss []Survivor) bool {
 	var newest Config
 	for _, s := range ss {
 		if s.Config.Version > newest.Version {

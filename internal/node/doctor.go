@@ -181,6 +181,10 @@ func (n *Node) RecoverVolume(ctx context.Context, name string, q control.Recover
 	if err != nil || q.DryRun {
 		return out, err
 	}
+	// The record comes first, and needs the pool.
+	if ss, err := n.Pool.Survivors(ctx); err != nil || !quorum.Quorate(ss) {
+		return nil, fault.Newf(fault.Unavailable, op, name, "the pool's own quorum is gone; first: gabion pool recover")
+	}
 	audit := pool.Audit{When: time.Now().Unix(), Node: n.Self, What: op, Subject: name,
 		Detail: fmt.Sprintf("from %s, slot %d kept, %d seen, voters %v", out.From, out.Kept, out.Seen, out.Voters)}
 	if err := n.Pool.Submit(ctx, pool.Command{Audit: &audit}); err != nil {
@@ -227,6 +231,9 @@ func (n *Node) RecoverPool(ctx context.Context, q control.RecoverVolume) (*contr
 // others with data on different nodes, as many as are wanted.
 func (n *Node) planRecovery(op, name string, found []quorum.Survivor, want string, most int) (*control.Recovered, quorum.Member, []quorum.Member, error) {
 	out := &control.Recovered{}
+	if quorum.Quorate(found) {
+		return out, quorum.Member{}, nil, fault.Newf(fault.Conflict, op, name, "a majority of the voters answers: nothing is to be forced")
+	}
 	best := -1
 	for i, s := range found {
 		c := n.copyOf(s.Member, found)
