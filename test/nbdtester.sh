@@ -2,7 +2,7 @@
 # Builds the NBD project's own test client from its source tree and runs its tests against a node:
 # throughput of reads, of writes with flushes and FUA, the handshake, and the project's transaction log.
 # Its test of long requests (-o) is left out: it asks for 1 MiB and 14 bytes, and a volume has blocks.
-# usage: test/nbdtester.sh SOURCE      a checkout of NetworkBlockDevice/nbd, or 'apt-get source nbd'
+# usage: test/nbdtester.sh SOURCE      a source tree of NetworkBlockDevice/nbd
 # Needs gcc, pkg-config, libglib2.0-dev.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -34,10 +34,12 @@ for d in ${VM_DISKS:-}; do
 	disks+=(-drive "file=$d,format=raw,if=none,id=d$i,cache=none,aio=threads" -device "virtio-blk-pci,drive=d$i")
 	i=$((i + 1))
 done
+# no_timer_check: a busy host delivers the emulated timer's first ticks so late that the kernel takes
+# it for broken, and panics.
 qemu=(qemu-system-x86_64 -accel "tcg,thread=multi" -cpu "${VM_CPU:-max}" -m "${VM_MEM:-2048}" -smp "${VM_CPUS:-2}"
 	-display none -monitor none -serial "file:$out/console" -no-reboot -nic none
 	-kernel "$image/vmlinuz" -initrd "$image/initrd.img"
-	-append "console=ttyS0 quiet panic=-1 random.trust_cpu=on mitigations=off"
+	-append "console=ttyS0 quiet panic=-1 random.trust_cpu=on mitigations=off no_timer_check"
 	-virtfs "local,path=/,mount_tag=hostroot,security_model=none,readonly=on,multidevs=remap"
 	-virtfs "local,path=$out,mount_tag=hostout,security_model=none"
 	-device virtio-rng-pci "${disks[@]}")
