@@ -57,6 +57,8 @@ const (
 // device is what both kinds of front end are.
 type device interface {
 	Path() string
+	// Grow tells the kernel of a size that is larger than before, in bytes.
+	Grow(size int64) error
 	Detach() error
 }
 
@@ -68,6 +70,7 @@ type process struct {
 	nodes  *nodes
 	engine *client.Engine
 	dev    device
+	moved  chan struct{} // the engine has another state; one fits
 
 	mu    sync.Mutex
 	info  Info
@@ -91,7 +94,7 @@ func Run(cfg Config) error {
 		return err
 	}
 	defer lock.Close()
-	p := &process{cfg: cfg, log: cfg.Log.With("volume", cfg.Volume)}
+	p := &process{cfg: cfg, log: cfg.Log.With("volume", cfg.Volume), moved: make(chan struct{}, 1)}
 	kind, reason, err := chooseKind(cfg.Kind)
 	if err != nil {
 		return err
@@ -203,6 +206,10 @@ func (p *process) changed(s client.State) {
 	defer p.mu.Unlock()
 	p.info.State = s
 	p.publish()
+	select {
+	case p.moved <- struct{}{}:
+	default:
+	}
 }
 
 // publish writes the run file, under mu.
@@ -259,7 +266,7 @@ func (p *process) expose(kind string) error {
 func (p *process) kernel(old Info) (device, error) {
 	index := -1
 	if i, err := strconv.Atoi(strings.TrimPrefix(old.Device, "/dev/nbd")); err == nil && old.Kind == KindNBD &&
-		nbdkernel.IsOurs(i, p.cfg.Volume) && old.SizeBytes == p.engine.Size() {
+		nbdkernel.IsOurs(i, p.cfg.Volume) && old.SizeBytes <= p.engine.Size() {
 		index = i
 	}
 	cfg := nbdkernel.Config{Name: p.cfg.Volume, Connections: p.cfg.Connections, Patience: p.cfg.RequestTimeout, Log: p.cfg.Log}
@@ -291,7 +298,9 @@ func (p *process) await() {
 	t := time.NewTicker(askAgain)
 	defer t.Stop()
 	for {
+		p.grow()
 		select {
+		case <-p.moved: // each session tells the size anew
 		case <-t.C:
 			p.nodes.list()
 		case <-p.cfg.Stop:
@@ -307,6 +316,27 @@ func (p *process) await() {
 			p.mu.Unlock()
 		}
 	}
+}
+
+// grow tells the kernel when the volume has become larger. If the kernel does not
+// take it, it is tried again at the next occasion.
+func (p *process) grow() {
+	size := p.engine.Size()
+	p.mu.Lock()
+	was := p.info.SizeBytes
+	p.mu.Unlock()
+	if size <= was {
+		return
+	}
+	if err := p.dev.Grow(size); err != nil {
+		p.log.Error("the device did not grow with the volume", "device", p.dev.Path(), "size_bytes", size, "error", err)
+		return
+	}
+	p.log.Info("grown", "device", p.dev.Path(), "size_bytes", size, "was_bytes", was)
+	p.mu.Lock()
+	p.info.SizeBytes = size
+	p.publish()
+	p.mu.Unlock()
 }
 
 // end detaches in order: what was written is flushed, then the device goes,

@@ -576,7 +576,9 @@ func (m *Manager) Sync(st *pool.State) {
 	}
 	for v := range m.Attached() {
 		if d, ok := byID[v.cfg.ID]; ok {
-			v.Grow(d.Size)
+			if v.Grow(d.Size) {
+				m.recall(v)
+			}
 		} else if st.IsDeleted(v.cfg.ID) {
 			go m.Detach(v.cfg.ID, fault.Newf(fault.NotFound, "volume", v.cfg.Name, "it was deleted"))
 		}

@@ -63,10 +63,7 @@ func (m *Manager) Resume(ctx context.Context, name, peer string, c target.Client
 			return s, gone, nil
 		}
 		for _, r := range rivals {
-			if !r.known.told {
-				r.known.told = true
-				close(r.known.ended)
-			}
+			r.known.end()
 		}
 		m.mu.Unlock()
 		for _, r := range rivals {
@@ -75,6 +72,27 @@ func (m *Manager) Resume(ctx context.Context, name, peer string, c target.Client
 			case <-ctx.Done():
 				return nil, nil, fault.Newf(fault.Timeout, "volume attach", name, "operations of an earlier session are still under way")
 			}
+		}
+	}
+}
+
+// end has the session end, under Manager.mu.
+func (k *known) end() {
+	if !k.told {
+		k.told = true
+		close(k.ended)
+	}
+}
+
+// recall ends the sessions of named clients with a volume that grew. They come
+// back at once and are told the new size: NBD has no notice that would do it on
+// a connection that stays.
+func (m *Manager) recall(v *Volume) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if a := m.vols[v.cfg.ID]; a != nil && a.vol == v {
+		for s := range a.named {
+			s.known.end()
 		}
 	}
 }

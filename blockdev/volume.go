@@ -346,12 +346,16 @@ func (v *Volume) BlockSize() int { return v.cfg.BlockSize }
 // ReadOnly is always false: read-only exports are of snapshots.
 func (v *Volume) ReadOnly() bool { return false }
 
-// Grow sets a larger size; a smaller one is ignored.
-func (v *Volume) Grow(size int64) {
+// Grow sets a larger size and reports whether it was one; a smaller one is
+// ignored.
+func (v *Volume) Grow(size int64) bool {
 	for {
 		cur := v.size.Load()
-		if size <= cur || v.size.CompareAndSwap(cur, size) {
-			return
+		if size <= cur {
+			return false
+		}
+		if v.size.CompareAndSwap(cur, size) {
+			return true
 		}
 	}
 }

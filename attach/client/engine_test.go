@@ -374,3 +374,40 @@ func TestForgottenRequestIsSentAgain(t *testing.T) {
 		}
 	}
 }
+
+// A holder whose volume grew ends the session; the next one tells the new size.
+// From then on a node that does not know of it yet is not taken.
+func TestGrowthIsLearnt(t *testing.T) {
+	const was, is = 1 << 20, 2 << 20
+	p := newPool(t, 2, was)
+	e := p.open(p.config())
+	mustWrite(t, e, 0, 1)
+	p.mem.Grow(is)
+	p.mu.Lock()
+	for s := range p.sessions {
+		s.end()
+	}
+	p.mu.Unlock()
+	mustWrite(t, e, 0, 2) // waits for the session
+	if e.Size() != is {
+		t.Fatalf("%d bytes", e.Size())
+	}
+	mustWrite(t, e, is-4096, 3)
+
+	b := p.nodes[1]
+	b.behind.Store(was)
+	p.nodes[0].down(true)
+	written := make(chan error, 1)
+	e.Write(block(4), is-4096, false, func(err error) { written <- err })
+	e.Kick()
+	select {
+	case err := <-written:
+		t.Fatalf("answered by a node that does not know the size: %v", err)
+	case <-time.After(300 * time.Millisecond):
+	}
+	b.behind.Store(0)
+	if err := <-written; err != nil {
+		t.Fatal(err)
+	}
+	mustRead(t, e, is-4096, 4)
+}

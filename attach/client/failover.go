@@ -270,15 +270,16 @@ func (e *Engine) ask(ctx context.Context, w *wire) (export, error) {
 	return x, fault.New(fault.Unavailable, "attach", w.node.String(), err)
 }
 
-// same refuses what is not the volume that was attached at first.
+// same refuses what is not the volume that was attached at first, and a node
+// that does not know yet how large it has become.
 func (e *Engine) same(n Node, x export) error {
 	f := e.first
-	if f.size == 0 || x.description == f.description && x.blockSize == f.blockSize && x.size >= f.size &&
+	if f.size == 0 || x.description == f.description && x.blockSize == f.blockSize && x.size >= e.Size() &&
 		x.flags&proto.FlagReadOnly == f.flags&proto.FlagReadOnly {
 		return nil
 	}
 	return fault.Newf(fault.Conflict, "attach", n.String(), "the volume there is another one of the same name: %q, %d bytes; it was %q, %d bytes",
-		x.description, x.size, f.description, f.size)
+		x.description, x.size, f.description, e.Size())
 }
 
 // verdict makes one error of what all candidates said. A reason says more than

@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -50,6 +51,9 @@ type fakeNode struct {
 	pool *fakePool
 	name string
 	srv  *nbd.Server
+	// behind, if not 0, is the size that a node believes in that has not heard of
+	// a later one.
+	behind atomic.Int64
 }
 
 func newPool(t *testing.T, nodes int, size int64) *fakePool {
@@ -181,6 +185,13 @@ type fakeSession struct {
 	over   chan struct{}
 	ended  bool
 	closed bool
+}
+
+func (s *fakeSession) Size() int64 {
+	if n := s.node.behind.Load(); n != 0 {
+		return n
+	}
+	return s.Memory.Size()
 }
 
 // end is called under fakePool.mu.

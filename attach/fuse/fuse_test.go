@@ -174,3 +174,40 @@ func TestCleanAfterADeadProcess(t *testing.T) {
 		t.Error("the mount is still there")
 	}
 }
+
+// A device that grew is seen larger by whoever has it open, and its new part is
+// as good as the old one.
+func TestLoopDeviceGrows(t *testing.T) {
+	const was, is = 64 << 20, 96 << 20
+	mem := targettest.NewMemory(was, 4096)
+	l := attach(t, mem)
+	defer l.Detach()
+	f, err := os.OpenFile(l.Path(), os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if n, err := f.Seek(0, 2); err != nil || n != was {
+		t.Fatalf("%d bytes: %v", n, err)
+	}
+	if err := l.Grow(is); err == nil {
+		t.Error("it grew without the device under it")
+	}
+	mem.Grow(is)
+	if err := l.Grow(is); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := f.Seek(0, 2); err != nil || n != is {
+		t.Fatalf("%d bytes after growing: %v", n, err)
+	}
+	p := bytes.Repeat([]byte("gabion.."), 512)
+	if _, err := f.WriteAt(p, is-int64(len(p))); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Sync(); err != nil {
+		t.Fatal(err)
+	}
+	if got, _ := targettest.Read(mem, is-int64(len(p)), len(p)); !bytes.Equal(got, p) {
+		t.Error("the end of the device does not have what was written there")
+	}
+}

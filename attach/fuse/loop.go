@@ -125,6 +125,25 @@ func openSoon(path string) (*os.File, error) {
 // Path is the loop device.
 func (l *Loop) Path() string { return l.path }
 
+// Grow has the kernel see that the device has become larger: first the file,
+// whose size the kernel keeps for a while, then the loop device on it.
+func (l *Loop) Grow(size int64) error {
+	// One that does not know the notice keeps the size for a second at most.
+	_ = l.server.InodeNotify(fileNode, -1, 0)
+	if st, err := os.Stat(filepath.Join(l.dir, fileName)); err != nil || st.Size() < size {
+		return fault.Newf(fault.Unavailable, op, l.path, "the kernel does not see the file's new size yet: %w", err)
+	}
+	f, err := os.Open(l.path)
+	if err != nil {
+		return fault.New(fault.Unavailable, op, l.path, err)
+	}
+	defer f.Close()
+	if err := unix.IoctlSetInt(int(f.Fd()), unix.LOOP_SET_CAPACITY, 0); err != nil {
+		return fault.Newf(fault.Unavailable, op, l.path, "the loop device does not take its new size: %w", err)
+	}
+	return nil
+}
+
 // Detach takes the loop device and the mount away. Nobody may use the device.
 func (l *Loop) Detach() error {
 	if err := clearLoop(l.path); err != nil {

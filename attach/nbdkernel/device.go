@@ -36,6 +36,7 @@ type Config struct {
 
 // Device is a device of the kernel's nbd driver.
 type Device struct {
+	name   string // of the volume
 	index  int
 	server *nbd.Server
 	served chan error
@@ -100,7 +101,7 @@ func Attach(dev target.Device, index int, cfg Config) (*Device, error) {
 		return nil, err
 	}
 	l := &pairs{conns: make(chan net.Conn), done: make(chan struct{})}
-	d := &Device{index: index, server: srv, served: make(chan error, 1)}
+	d := &Device{name: cfg.Name, index: index, server: srv, served: make(chan error, 1)}
 	go func() { d.served <- srv.Serve(l) }()
 	var flags uint16
 	var fds []int
@@ -186,7 +187,8 @@ func (d *Device) introduce(dev target.Device, fds []int, flags uint16, cfg Confi
 	// Shared by both commands. No request timeout: the session has its own.
 	attrs := []nl.NetlinkRequestData{sockets(fds), u64(attrDeadConn, uint64(cfg.Patience/time.Second)), text(attrBackend, backend)}
 	if d.index >= 0 {
-		attrs = append(attrs, u32(attrIndex, uint32(d.index)))
+		// The volume may have grown since the process died.
+		attrs = append(attrs, u32(attrIndex, uint32(d.index)), u64(attrSize, uint64(dev.Size())))
 		if _, err := request(cmdReconfigure, attrs...); err != nil {
 			return explain(err)
 		}
@@ -239,6 +241,17 @@ func (d *Device) appear() error {
 			return fault.Newf(fault.Unavailable, op, filepath.Base(d.Path()), "the kernel made the device and there is no node for it: %w", err)
 		}
 	}
+}
+
+// Grow has the kernel see that the volume has become size bytes long. It can do
+// so while the device is mounted.
+func (d *Device) Grow(size int64) error {
+	// The backend must be named again: a device that has one is nobody else's.
+	_, err := request(cmdReconfigure, u32(attrIndex, uint32(d.index)), u64(attrSize, uint64(size)), text(attrBackend, backendOf(d.name)))
+	if err != nil {
+		return explain(err)
+	}
+	return nil
 }
 
 // Detach disconnects the device. Nobody may use it.

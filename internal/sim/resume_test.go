@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/gabion-storage/gabion/internal/fault"
+	"github.com/gabion-storage/gabion/pool"
 	"github.com/gabion-storage/gabion/target"
 )
 
@@ -126,4 +127,41 @@ func TestResumeElsewhere(t *testing.T) {
 	s.Close()
 	mustHave(t, ctx, forced, 0, 12)
 	forced.Close()
+}
+
+// TestGrowthIsTold has a volume grow while a named client and another have it
+// open: the named one is sent away to come back to the new size, the other stays.
+func TestGrowthIsTold(t *testing.T) {
+	t.Parallel()
+	ctx, c := start(t, 3)
+	a := c.Nodes[0]
+	s, gone := resume(t, ctx, a, named(1, 1))
+	other, stays := open(t, ctx, a)
+	defer other.Close()
+	mustPut(t, s, 0, 10, false)
+
+	grown := *c.State
+	grown.Volumes = append([]pool.Volume(nil), grown.Volumes...)
+	was := grown.Volumes[0].Size
+	grown.Volumes[0].Size = 2 * was
+	a.Manager.Sync(&grown)
+	select {
+	case <-gone:
+	case <-time.After(patience):
+		t.Fatal("nobody told the client")
+	}
+	s.Close()
+	if s, gone = resume(t, ctx, a, named(1, 2)); s.Size() != 2*was {
+		t.Fatalf("%d bytes, not %d", s.Size(), 2*was)
+	}
+	defer s.Close()
+	mustHave(t, ctx, s, 0, 10)
+	a.Manager.Sync(&grown) // the same news a second time is none
+	select {
+	case <-gone:
+		t.Fatal("sent away for nothing")
+	case <-stays:
+		t.Fatal("a client that cannot come back was sent away")
+	case <-time.After(50 * time.Millisecond):
+	}
 }

@@ -29,14 +29,21 @@ type attached struct {
 
 	c       *cluster.Cluster
 	root    string
+	fs      string // kind of file system
 	mounted bool
 }
 
-// mountVolume attaches a volume through node n and mounts it, with a new file
-// system. All of it ends with the test.
+// mountVolume attaches a volume through node n and mounts it, with a new ext4
+// on it. All of it ends with the test.
 func mountVolume(t *testing.T, c *cluster.Cluster, n *cluster.Node, volume string) *attached {
 	t.Helper()
-	a := &attached{c: c, root: filepath.Join(c.Dir, "attach"), Path: filepath.Join(c.Dir, "mnt")}
+	return mountAs(t, c, n, volume, "ext4")
+}
+
+// mountAs is mountVolume with another file system.
+func mountAs(t *testing.T, c *cluster.Cluster, n *cluster.Node, volume, fs string) *attached {
+	t.Helper()
+	a := &attached{c: c, fs: fs, root: filepath.Join(c.Dir, "attach"), Path: filepath.Join(c.Dir, "mnt")}
 	if err := a.gabion(&a.Info, "attach", volume, "--dir", n.Dir); err != nil {
 		t.Fatal(err)
 	}
@@ -59,7 +66,7 @@ func mountVolume(t *testing.T, c *cluster.Cluster, n *cluster.Node, volume strin
 	if err := os.Mkdir(a.Path, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	run(t, "mkfs.ext4", "-q", a.Link)
+	run(t, "mkfs."+fs, "-q", a.Link)
 	run(t, "mount", a.Link, a.Path)
 	a.mounted = true
 	return a
@@ -114,7 +121,11 @@ func (a *attached) finish(t *testing.T) {
 	}
 	run(t, "umount", a.Path)
 	a.mounted = false
-	run(t, "e2fsck", "-f", "-n", a.Device)
+	if a.fs == "xfs" {
+		run(t, "xfs_repair", "-n", a.Device)
+	} else {
+		run(t, "e2fsck", "-f", "-n", a.Device)
+	}
 	if err := a.gabion(&i, "detach", a.Volume); err != nil {
 		t.Fatal(err)
 	}
