@@ -196,7 +196,9 @@ func (w *World) within(d time.Duration, what string, f func()) bool {
 	case <-done:
 		return w.sound()
 	case <-t.C:
+		stuck := stacks()
 		w.violated("no progress: not within %v: %s", d, what)
+		w.event("where everything waits:\n%s", stuck)
 		return false
 	}
 }
