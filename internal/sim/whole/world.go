@@ -199,6 +199,11 @@ func (w *World) within(d time.Duration, what string, f func()) bool {
 		stuck := stacks()
 		w.violated("no progress: not within %v: %s", d, what)
 		w.event("where everything waits:\n%s", stuck)
+		select { // f may have more to tell
+		case <-done:
+		case <-time.After(time.Second):
+			w.event("it hangs")
+		}
 		return false
 	}
 }
