@@ -46,7 +46,9 @@ func (w *World) churn(rng *rand.Rand, stop chan struct{}) {
 		v.deleted = true
 		<-done
 		w.count("delete", "%s", v.name)
-		w.remove(v)
+		if err := w.remove(v); err != nil {
+			w.event("delete %s: %v", v.name, err)
+		}
 	}
 }
 
@@ -62,8 +64,8 @@ func (w *World) leastCopies() int {
 	return 1
 }
 
-// remove deletes a volume; false if it must be tried again.
-func (w *World) remove(v *volume) bool {
+// remove deletes a volume, if it is not deleted yet.
+func (w *World) remove(v *volume) error {
 	for _, m := range w.machines {
 		p := m.running()
 		if p == nil || m.gone || m.leaving { // the last may know nothing new any more
@@ -71,7 +73,7 @@ func (w *World) remove(v *volume) bool {
 		}
 		st := p.core.Pool.State()
 		if st.IsDeleted(v.id) {
-			return true
+			return nil
 		}
 		for _, d := range st.Volumes {
 			if d.ID == v.id {
@@ -79,10 +81,10 @@ func (w *World) remove(v *volume) bool {
 			}
 		}
 	}
-	return false
+	return fault.Newf(fault.NotFound, "sim", v.name, "no node that runs knows it")
 }
 
-func (w *World) removeAt(p *process, d pool.Volume) bool {
+func (w *World) removeAt(p *process, d pool.Volume) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	err := p.core.Remove(ctx, d)
@@ -91,19 +93,20 @@ func (w *World) removeAt(p *process, d pool.Volume) bool {
 			err = p.core.Remove(ctx, d)
 		}
 	}
-	return err == nil
+	return err
 }
 
 // vanished waits until no node knows anything of a deleted volume.
 func (w *World) vanished(v *volume) {
+	var err error
 	for w.sound() {
 		if w.traces(v) == "" {
 			return
 		}
-		w.remove(v)
+		err = w.remove(v)
 		w.sleep(time.Second)
 	}
-	w.event("%s: %s", v.name, w.traces(v))
+	w.event("%s: %s; its deletion: %v", v.name, w.traces(v), err)
 }
 
 // traces says what there still is of a volume.
