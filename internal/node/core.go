@@ -319,24 +319,16 @@ func (c *Core) care() {
 	}
 }
 
-// sweep drops the groups and extents of deleted volumes from this node.
+// sweep drops the groups and extents of deleted volumes from this node. What does
+// not work is tried again: nothing else may happen in the pool that would call.
 func (c *Core) sweep() {
 	st := c.Pool.State()
 	var upTo uint64
 	for _, t := range st.Tombstones {
-		if !c.swept[t.ID] {
-			c.Manager.Detach(t.ID, fault.Newf(fault.NotFound, "volume", t.Name, "it was deleted"))
-			if err := c.Acceptors.Drop(ident.MapBlock(t.ID)); err != nil {
-				c.cfg.Log.Warn("a deleted volume's map block stays for now", "volume", t.Name, "error", err)
-				return
-			}
-			freed, err := c.Extents.DropLocal(t.ID)
-			if err != nil {
-				c.cfg.Log.Warn("a deleted volume's extents stay for now", "volume", t.Name, "error", err)
-				return
-			}
-			c.swept[t.ID] = true
-			c.cfg.Log.Info("deleted volume dropped", "volume", t.Name, "freed_bytes", freed)
+		if err := c.drop(t); err != nil {
+			c.cfg.Log.Warn("a deleted volume's data stays for now", "volume", t.Name, "error", err)
+			time.AfterFunc(mendPause, c.wake)
+			break // what is reported has no gaps
 		}
 		upTo = max(upTo, t.Seq)
 	}
@@ -345,8 +337,27 @@ func (c *Core) sweep() {
 		defer cancel()
 		if err := c.Pool.Submit(ctx, pool.Command{Swept: &pool.Swept{Node: c.Self, UpTo: upTo}}); err != nil {
 			c.cfg.Log.Debug("sweep not reported yet", "error", err)
+			time.AfterFunc(mendPause, c.wake)
 		}
 	}
+}
+
+// drop lets go of all that this node has of a deleted volume, once.
+func (c *Core) drop(t pool.Tombstone) error {
+	if c.swept[t.ID] {
+		return nil
+	}
+	c.Manager.Detach(t.ID, fault.Newf(fault.NotFound, "volume", t.Name, "it was deleted"))
+	if err := c.Acceptors.Drop(ident.MapBlock(t.ID)); err != nil {
+		return err
+	}
+	freed, err := c.Extents.DropLocal(t.ID)
+	if err != nil {
+		return err
+	}
+	c.swept[t.ID] = true
+	c.cfg.Log.Info("deleted volume dropped", "volume", t.Name, "freed_bytes", freed)
+	return nil
 }
 
 const (
