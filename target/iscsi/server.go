@@ -199,20 +199,22 @@ func (s *Server) serve(cl *client) {
 	go c.writer()
 	err := s.converse(cl, c)
 	cl.nc.Close()
-	s.mu.Lock()
-	delete(s.conns, cl)
-	s.mu.Unlock()
+	// What is told of a connection is told before it is counted, and both before
+	// it is forgotten: who sees it in the statistics finds its line in the log.
 	switch {
 	case err == nil, errors.Is(err, io.EOF), errors.Is(err, errDrain):
 	case fault.Is(err, fault.Invalid):
-		s.malformed.Add(1)
 		c.log.Warn("iscsi connection ended by malformed input", "error", err)
+		s.malformed.Add(1)
 	case fault.Is(err, fault.Denied):
-		s.denied.Add(1)
 		c.log.Warn("iscsi login refused", "error", err)
+		s.denied.Add(1)
 	default:
 		c.log.Info("iscsi connection ended", "error", err)
 	}
+	s.mu.Lock()
+	delete(s.conns, cl)
+	s.mu.Unlock()
 }
 
 func (s *Server) converse(cl *client, c *conn) error {

@@ -182,18 +182,20 @@ func (s *Server) serve(c *client) {
 	defer s.wg.Done()
 	err := s.converse(c)
 	c.nc.Close()
-	s.mu.Lock()
-	delete(s.conns, c)
-	s.mu.Unlock()
+	// What is told of a connection is told before it is counted, and both before
+	// it is forgotten: who sees it in the statistics finds its line in the log.
 	log := s.cfg.Log.With("peer", c.peer)
 	switch {
 	case err == nil, errors.Is(err, errAbort), errors.Is(err, io.EOF), errors.Is(err, errDrain):
 	case fault.Is(err, fault.Invalid):
-		s.malformed.Add(1)
 		log.Warn("nbd connection ended by malformed input", "error", err)
+		s.malformed.Add(1)
 	default:
 		log.Info("nbd connection ended", "error", err)
 	}
+	s.mu.Lock()
+	delete(s.conns, c)
+	s.mu.Unlock()
 }
 
 func (s *Server) converse(c *client) error {
