@@ -21,6 +21,7 @@ const (
 	reliefPermille        = 700 // in place of sparsePermille while bricks are full
 	reliefMoveMax         = 110 // blocks moved then by one checkpoint
 	compactMax            = 512
+	leanBlocksMax         = 64 // blocks of an extent when hardly anything fits
 	tableDeltasMax        = 64
 )
 
@@ -92,6 +93,12 @@ func (f *fold) draw() uint64 {
 func (f *fold) run(ctx context.Context) (*extentmap.State, error) {
 	v := f.v
 	f.pack = newPacker(ctx, v, f.draw)
+	if f.partial {
+		f.pack.relief = true
+		if f.lean { // the last resort: nothing is larger than bricks take then
+			f.pack.most = leanBlocksMax
+		}
+	}
 	zeros, changes, err := f.packTail()
 	if err != nil {
 		return nil, err

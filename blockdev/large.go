@@ -74,7 +74,7 @@ func (v *Volume) writeLarge(p []byte, off int64, fua bool, done func(error)) {
 // as a write through the log would wait for them, until ctx ends.
 func (v *Volume) putPatiently(ctx context.Context, b *extent.Builder, number uint64) (packed, error) {
 	for {
-		x, err := v.putExtent(ctx, b, number)
+		x, err := v.putExtent(ctx, b, number, false)
 		if err == nil || lasting(err) || ctx.Err() != nil {
 			return x, err
 		}

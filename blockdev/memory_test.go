@@ -175,20 +175,22 @@ type memExtents struct {
 	at   map[ident.Addr]brick.Ref
 	data map[ident.Addr][]byte
 	fail func(op string) error
-	// room is the space in bytes, 0 for no end of it; small extents may go
-	// memReserve beyond it, as on a brick.
+	// room is the space in bytes, 0 for no end of it; small extents for relief may
+	// go beyond it, up to one and a half times memReserve, as on a brick.
 	room int64
 }
 
 const memReserve = 2 << 20
 
 // fits is called under mu.
-func (m *memExtents) fits(size int64) bool {
+func (m *memExtents) fits(x dht.Extent) bool {
+	size := int64(len(x.Data))
 	used, room := size, m.room
 	for _, r := range m.at {
 		used += r.Size
 	}
 	switch {
+	case !x.Relief:
 	case size <= 320<<10:
 		room += memReserve * 3 / 2
 	case size <= 768<<10:
@@ -215,7 +217,7 @@ func (m *memExtents) Put(_ context.Context, _ ident.VolumeID, epoch uint64, _ in
 		if extent.Address(x.Data) != x.Addr {
 			return dht.PutResult{}, fault.Newf(fault.Corrupt, "put", "", "bytes do not match the address")
 		}
-		if !m.fits(int64(len(x.Data))) {
+		if !m.fits(x) {
 			return dht.PutResult{}, fault.Newf(fault.NoSpace, "put", "", "no room for %d bytes", len(x.Data))
 		}
 		m.data[x.Addr] = slices.Clone(x.Data)

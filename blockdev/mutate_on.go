@@ -23,6 +23,7 @@ var mutations = []string{
 	"reuse-extent-number",   // numbers of replayed extents are drawn again
 	"skip-crc",              // wrong checksums are accepted
 	"snapshot-without-tail", // a snapshot is made of the map before its tail was folded
+	"spend-reserve",         // every extent may use what full bricks keep in reserve
 	"stale-map",             // readers are not told that the map changed
 }
 

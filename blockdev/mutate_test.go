@@ -23,6 +23,7 @@ var catchers = map[string][]string{
 	"reuse-extent-number":   {"TestVolumeMatchesFlatArray", "TestExtentsOfTheLogSurviveTheirHolder"},
 	"skip-crc":              {"TestDamagedBlocksAreNotServed"},
 	"snapshot-without-tail": {"TestSnapshotsMatchArrays", "TestSnapshotOfATailOnly"},
+	"spend-reserve":         {"TestSmallCheckpointsLeaveTheReserve"},
 	"stale-map":             {"TestReadLooksAgainWhenItsExtentIsFreed", "TestPartialWriteKeepsWhatCameMeanwhile"},
 }
 

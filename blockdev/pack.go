@@ -24,6 +24,8 @@ type packer struct {
 	ctx    context.Context
 	v      *Volume
 	number func() uint64
+	relief bool // its extents are put for relief
+	most   int  // blocks of an extent
 	b      *extent.Builder
 	cur    uint64
 	slots  chan struct{}
@@ -37,7 +39,7 @@ type packer struct {
 }
 
 func newPacker(ctx context.Context, v *Volume, number func() uint64) *packer {
-	return &packer{ctx: ctx, v: v, number: number, slots: make(chan struct{}, packPutsMax)}
+	return &packer{ctx: ctx, v: v, number: number, most: extent.BlocksMax, slots: make(chan struct{}, packPutsMax)}
 }
 
 // add packs one block for owner and returns its pointer.
@@ -49,7 +51,7 @@ func (k *packer) add(owner uint64, raw []byte) (extentmap.Ptr, error) {
 	}
 	off, n := k.b.Add(owner, raw)
 	p := extentmap.Ptr{Ext: k.cur, Off: off, Len: n, CRC: extent.Checksum(raw)}
-	if k.b.Full() {
+	if k.b.Full() || k.b.Count() >= k.most {
 		return p, k.seal()
 	}
 	return p, nil
@@ -71,7 +73,7 @@ func (k *packer) seal() error {
 	go func() {
 		defer k.wg.Done()
 		defer func() { <-k.slots }()
-		x, err := k.v.putExtent(k.ctx, b, number)
+		x, err := k.v.putExtent(k.ctx, b, number, k.relief)
 		builders.Put(b)
 		k.mu.Lock()
 		defer k.mu.Unlock()
@@ -123,11 +125,11 @@ func (k *packer) addrs() []ident.Addr {
 
 // putExtent encodes an extent and makes it durable on enough holders. Those
 // that missed it are to be told to maintenance once something names it: before
-// that, reconciliation would not look for it.
-func (v *Volume) putExtent(ctx context.Context, b *extent.Builder, number uint64) (packed, error) {
+// that, reconciliation would not look for it. relief: space is given back with it.
+func (v *Volume) putExtent(ctx context.Context, b *extent.Builder, number uint64, relief bool) (packed, error) {
 	data := b.Finish()
 	x := packed{number: number, addr: extent.Address(data), epoch: v.epoch, blocks: uint16(b.Count()), bytes: uint32(len(data))}
-	res, err := v.cfg.Extents.Put(ctx, v.cfg.ID, v.epoch, v.cfg.Replicas, []dht.Extent{{Addr: x.addr, Number: number, Data: data}})
+	res, err := v.cfg.Extents.Put(ctx, v.cfg.ID, v.epoch, v.cfg.Replicas, []dht.Extent{{Addr: x.addr, Number: number, Data: data, Relief: relief || mutated("spend-reserve")}})
 	x.missed = res.Missed
 	return x, err
 }

@@ -19,7 +19,7 @@ import (
 // trim makes room however full the bricks are.
 
 // reliefBytes is how much data the first part holds at most, beyond one entry.
-// Bricks let small extents use some of their reserve.
+// Bricks let the small extents of a part use some of their reserve, and no others.
 const reliefBytes = 128 << 10
 
 // foldInParts folds parts of the frozen tail for as long as each gives more

@@ -79,3 +79,50 @@ func fillAndTrim(t *testing.T, seed uint64) {
 		check(t, r.v, want, 0, size, round)
 	}
 }
+
+// TestSmallCheckpointsLeaveTheReserve fills the bricks in small steps, with a
+// checkpoint after each, so that no extent is large. What bricks keep for giving
+// space back is still there then: a snapshot can be deleted, and a trim makes room.
+func TestSmallCheckpointsLeaveTheReserve(t *testing.T) {
+	const size, step = 4 << 20, 64 << 10
+	for _, snapshot := range []bool{false, true} {
+		r := newRig(t, 4*size, func(c *Config) {
+			c.BlockSize, c.CheckpointBytes, c.TailBytes, c.LargeWrite = 4096, 512<<10, 1536<<10, 1<<30
+		})
+		r.ext.mu.Lock()
+		r.ext.room = size * 3 / 2
+		r.ext.mu.Unlock()
+		noise := rand.NewChaCha8([32]byte{3})
+		b := make([]byte, step)
+		var full error
+		for i := int64(0); full == nil; i++ {
+			_, _ = noise.Read(b)
+			if full = wait(r.v, func(d func(error)) { r.v.Write(b, i*step%(4*size), false, d) }); full == nil {
+				full = r.v.Checkpoint(t.Context())
+			}
+			if snapshot && i == size/step {
+				put(t, r.v, 1, 0, step)
+				if err := r.v.CreateSnapshot(t.Context(), "a"); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if !fault.Is(full, fault.NoSpace) {
+			t.Fatal(full)
+		}
+		if snapshot {
+			if err := r.v.DeleteSnapshot(t.Context(), "a"); err != nil {
+				t.Errorf("deletion of a snapshot on full bricks: %v", err)
+			}
+		}
+		if err := wait(r.v, func(d func(error)) { r.v.Trim(0, size/2, true, d) }); err != nil {
+			t.Errorf("trim on full bricks: %v", err)
+		}
+		if err := r.v.Checkpoint(t.Context()); err != nil {
+			t.Errorf("no room after a trim (snapshot: %v): %v", snapshot, err)
+		}
+		if err := wait(r.v, func(d func(error)) { r.v.Write(b, 0, false, d) }); err != nil {
+			t.Errorf("write after a trim: %v", err)
+		}
+	}
+}

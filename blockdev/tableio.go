@@ -41,8 +41,10 @@ func (f *fold) writeTable(ctx context.Context) ([]extentmap.TableRef, error) {
 			deltas += int64(r.Length)
 		}
 	}
-	room := len(f.refs)+len(delta)/tablePieceMax < extentmap.TableRefsMax
-	if n < tableDeltasMax && room && deltas+int64(len(delta)) <= max(snap, 64<<10) {
+	room := len(f.refs)+len(delta)/(f.pack.most*BlockSize) < extentmap.TableRefsMax
+	few := n < tableDeltasMax && deltas+int64(len(delta)) <= max(snap, 64<<10)
+	// Where there is hardly any room, there is none for the whole table.
+	if room && (few || f.pack.relief) {
 		more, err := f.writePieces(ctx, tableDelta, delta)
 		return append(append([]extentmap.TableRef(nil), f.refs...), more...), err
 	}
@@ -60,7 +62,7 @@ func (f *fold) writeTable(ctx context.Context) ([]extentmap.TableRef, error) {
 func (f *fold) writePieces(ctx context.Context, kind uint8, content []byte) ([]extentmap.TableRef, error) {
 	var refs []extentmap.TableRef
 	for len(content) > 0 {
-		n := min(len(content), tablePieceMax)
+		n := min(len(content), f.pack.most*BlockSize)
 		b := builders.Get().(*extent.Builder)
 		number := f.draw()
 		b.Reset(f.v.cfg.ID, number, f.v.epoch)
@@ -69,7 +71,7 @@ func (f *fold) writePieces(ctx context.Context, kind uint8, content []byte) ([]e
 			copy(raw[:], content[at:n])
 			b.AddStored(uint64(at/BlockSize), raw[:]) // addresses do not compress
 		}
-		x, err := f.v.putExtent(ctx, b, number)
+		x, err := f.v.putExtent(ctx, b, number, f.pack.relief)
 		builders.Put(b)
 		f.pack.note(x)
 		if err != nil {

@@ -13,7 +13,7 @@ import (
 // Layouts. All integers are little-endian; "zero" bytes must be zero.
 //
 //	put      0 brick 16 | 16 volume 16 | 32 epoch 8 | 40 count 4 | 44 zero 4
-//	         48 count * { addr 32 | number 8 | epoch 8 | length 4 | zero 4 }
+//	         48 count * { addr 32 | number 8 | epoch 8 | length 4 | flags 4 (1: relief) }
 //	         then the bytes of all extents, one after another
 //	         answer: empty
 //	read     0 brick 16 | 16 addr 32 | 48 offset 8 | 56 length 4 (0: all) | 60 zero 4
@@ -67,9 +67,20 @@ func (r *putRequest) head() []byte {
 		b = append(b, x.Addr[:]...)
 		b = le.AppendUint64(b, x.Number)
 		b = le.AppendUint64(b, x.Epoch)
-		b = le.AppendUint64(b, uint64(len(x.Data)))
+		b = le.AppendUint32(b, uint32(len(x.Data)))
+		b = le.AppendUint32(b, putFlags(x))
 	}
 	return b
+}
+
+// putRelief is the flag of an extent that may use the reserve of a brick.
+const putRelief = 1
+
+func putFlags(x brick.Extent) uint32 {
+	if x.Relief {
+		return putRelief
+	}
+	return 0
 }
 
 // decodePut refers to b.
@@ -89,12 +100,15 @@ func decodePut(b []byte) (putRequest, error) {
 	r.extents = make([]brick.Extent, count)
 	for i := range r.extents {
 		e := b[putHead+i*putEntry:][:putEntry]
-		n := le.Uint64(e[48:])
+		n, flags := uint64(le.Uint32(e[48:])), le.Uint32(e[52:])
 		if n == 0 || n > ExtentMax || n > uint64(len(data)) {
 			return r, badMessage("put", "extent of %d bytes; 1 to %d are possible and %d are left in the message", n, ExtentMax, len(data))
 		}
+		if flags&^putRelief != 0 {
+			return r, badMessage("put", "extent with the flags %#x", flags)
+		}
 		r.extents[i] = brick.Extent{Addr: ident.Addr(e[:32]), Volume: r.volume,
-			Number: le.Uint64(e[32:]), Epoch: le.Uint64(e[40:]), Data: data[:n:n]}
+			Number: le.Uint64(e[32:]), Epoch: le.Uint64(e[40:]), Data: data[:n:n], Relief: flags&putRelief != 0}
 		data = data[n:]
 	}
 	if len(data) != 0 {

@@ -239,7 +239,7 @@ func (p *put) send(ctx context.Context, b overlay.BrickRef, part []int) (err err
 	n := 0
 	for i, x := range part {
 		x := &p.xs[x]
-		r.extents[i] = brick.Extent{Addr: x.Addr, Volume: p.volume, Number: x.Number, Epoch: x.Epoch, Data: x.Data}
+		r.extents[i] = brick.Extent{Addr: x.Addr, Volume: p.volume, Number: x.Number, Epoch: x.Epoch, Data: x.Data, Relief: x.Relief}
 		if x.Epoch == 0 {
 			r.extents[i].Epoch = p.epoch
 		}

@@ -19,6 +19,9 @@ type Extent struct {
 	// Epoch is of the attempt that made the extent; 0: the epoch of the put.
 	Epoch uint64
 	Data  []byte // at most ExtentMax bytes
+	// Relief: it is needed to give space back, and may use a part of what full
+	// bricks keep in reserve for that, if it is small and put alone.
+	Relief bool
 }
 
 // Store puts, reads and deletes extents on the pool's bricks, and serves this

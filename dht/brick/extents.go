@@ -17,6 +17,9 @@ type Extent struct {
 	Volume        ident.VolumeID
 	Number, Epoch uint64
 	Data          []byte
+	// Relief: a volume on full bricks needs it to give space back. Alone in a
+	// put, it may use a part of the reserve if it is small.
+	Relief bool
 }
 
 // Ref names a stored extent of a volume. Size is in bytes.
@@ -174,7 +177,7 @@ func (s *extents) placeAll(r *request, xs []*Extent) (others []other, err error)
 	if len(fresh) == 0 {
 		return others, nil
 	}
-	err = s.room(need, len(fresh) == 1)
+	err = s.room(need, len(fresh) == 1 && fresh[0].Relief)
 	for i := 0; err == nil && i < len(fresh); i++ {
 		err = s.reserveOne(r, fresh[i])
 	}
@@ -190,24 +193,25 @@ func (s *extents) placeAll(r *request, xs []*Extent) (others []other, err error)
 
 // Volumes whose bricks are full give space back with checkpoints of small
 // extents. One of reliefMax bytes or less may use half of the reserve, one of
-// lastReliefMax three quarters.
+// lastReliefMax three quarters. No other extent may, however small: if what is
+// written every day could use the reserve, none would be left when it is needed.
 const (
 	reliefMax     = 768 << 10
 	lastReliefMax = 320 << 10
 )
 
 // room checks that need bytes leave the reserve alone, or what of it they may
-// not use if they are one extent alone. alloc is held.
-func (s *extents) room(need int64, alone bool) error {
+// not use if they are one extent for relief. alloc is held.
+func (s *extents) room(need int64, relief bool) error {
 	free, _, err := s.fs.Free()
 	if err != nil {
 		return err
 	}
 	reserve := s.reserve
 	switch {
-	case alone && need <= lastReliefMax:
+	case relief && need <= lastReliefMax:
 		reserve /= 4
-	case alone && need <= reliefMax:
+	case relief && need <= reliefMax:
 		reserve /= 2
 	}
 	if free-s.inflight-need < reserve {

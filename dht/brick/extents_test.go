@@ -182,19 +182,27 @@ func TestFullDisk(t *testing.T) {
 	cfg.Reserve = 256 << 10
 	b := mustOpen(t, cfg)
 	var xs []Extent
-	var err error
-	for n := uint64(0); err == nil; n++ {
-		x := testExtent(testVolume, n, 9000)
-		if err = b.PutExtents([]Extent{x}); err == nil {
-			xs = append(xs, x)
+	n := uint64(0)
+	fill := func(relief bool, least int64) {
+		t.Helper()
+		for err := error(nil); err == nil; n++ {
+			x := testExtent(testVolume, n, 9000)
+			x.Relief = relief
+			if err = b.PutExtents([]Extent{x}); err == nil {
+				xs = append(xs, x)
+			} else {
+				wantKind(t, err, fault.NoSpace)
+			}
+		}
+		if free, _, _ := m.Free(); free < least || free > least+20000 {
+			t.Fatalf("%d bytes free with a reserve of %d", free, cfg.Reserve)
 		}
 	}
-	wantKind(t, err, fault.NoSpace)
-	least := cfg.Reserve / 4 // these are small; no other may take from the reserve
-	if free, _, _ := m.Free(); free < least || free > least+20000 {
-		t.Fatalf("%d bytes free with a reserve of %d", free, cfg.Reserve)
-	}
-	wantKind(t, b.PutExtents([]Extent{testExtent(testVolume, 1<<20, 9000), testExtent(testVolume, 1<<20+1, 9000)}), fault.NoSpace)
+	fill(false, cfg.Reserve) // however small
+	fill(true, cfg.Reserve/4)
+	two := []Extent{testExtent(testVolume, 1<<20, 9000), testExtent(testVolume, 1<<20+1, 9000)}
+	two[0].Relief, two[1].Relief = true, true
+	wantKind(t, b.PutExtents(two), fault.NoSpace)
 	for i := range 20 {
 		_, err := b.Journal().Append(record(i, 1000))
 		must(t, err)
