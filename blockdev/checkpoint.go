@@ -10,6 +10,7 @@ import (
 	"github.com/gabion-storage/gabion/blockdev/tail"
 	"github.com/gabion-storage/gabion/internal/fault"
 	"github.com/gabion-storage/gabion/internal/ident"
+	"github.com/gabion-storage/gabion/internal/mutant"
 	"github.com/gabion-storage/gabion/overlay"
 	"github.com/gabion-storage/gabion/quorum"
 )
@@ -167,7 +168,7 @@ func (v *Volume) fold(ctx context.Context, f *fold) error {
 		f.abandon()
 		return err
 	}
-	if mutated("free-before-commit") {
+	if mutant.On("free-before-commit") {
 		v.deleteDead(ctx, f.deadAddrs())
 	}
 	slot, err := v.log.Checkpoint(f.to, st.Encode())
@@ -197,7 +198,7 @@ func (f *fold) install(st *extentmap.State) []ident.Addr {
 	f.tx.Commit()
 	v.root, v.tableRefs = st.Root, st.Table
 	v.setSnapshots(st.Snapshots, st.SnapshotSeq)
-	if !mutated("stale-map") {
+	if !mutant.On("stale-map") {
 		v.mapGen++
 	}
 	v.foldFrom = f.to + 1

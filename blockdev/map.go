@@ -8,6 +8,7 @@ import (
 	"github.com/gabion-storage/gabion/blockdev/extentmap"
 	"github.com/gabion-storage/gabion/blockdev/tail"
 	"github.com/gabion-storage/gabion/internal/fault"
+	"github.com/gabion-storage/gabion/internal/mutant"
 	"github.com/gabion-storage/gabion/target"
 )
 
@@ -135,7 +136,7 @@ func (m *mapping) take(v *Volume) (gen uint64, err error) {
 		return v.mapGen, nil
 	}
 	m.root, m.tails = v.root, m.tails[:0]
-	if m.snapshot != "" && mutated("dirty-without-tail") {
+	if m.snapshot != "" && mutant.On("dirty-without-tail") {
 		return v.mapGen, nil
 	}
 	for _, t := range []*tail.Tail{v.active, v.frozen} {

@@ -8,6 +8,7 @@ import (
 	"github.com/gabion-storage/gabion/dht"
 	"github.com/gabion-storage/gabion/dht/extent"
 	"github.com/gabion-storage/gabion/internal/ident"
+	"github.com/gabion-storage/gabion/internal/mutant"
 	"github.com/gabion-storage/gabion/overlay"
 )
 
@@ -129,7 +130,7 @@ func (k *packer) addrs() []ident.Addr {
 func (v *Volume) putExtent(ctx context.Context, b *extent.Builder, number uint64, relief bool) (packed, error) {
 	data := b.Finish()
 	x := packed{number: number, addr: extent.Address(data), epoch: v.epoch, blocks: uint16(b.Count()), bytes: uint32(len(data))}
-	res, err := v.cfg.Extents.Put(ctx, v.cfg.ID, v.epoch, v.cfg.Replicas, []dht.Extent{{Addr: x.addr, Number: number, Data: data, Relief: relief || mutated("spend-reserve")}})
+	res, err := v.cfg.Extents.Put(ctx, v.cfg.ID, v.epoch, v.cfg.Replicas, []dht.Extent{{Addr: x.addr, Number: number, Data: data, Relief: relief || mutant.On("spend-reserve")}})
 	x.missed = res.Missed
 	return x, err
 }

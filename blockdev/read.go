@@ -10,6 +10,7 @@ import (
 	"github.com/gabion-storage/gabion/dht/extent"
 	"github.com/gabion-storage/gabion/internal/fault"
 	"github.com/gabion-storage/gabion/internal/ident"
+	"github.com/gabion-storage/gabion/internal/mutant"
 	"github.com/gabion-storage/gabion/quorum"
 )
 
@@ -47,7 +48,7 @@ type lease struct {
 // the ballot (it was away when the volume was attached) gives no lease: it would
 // let another holder in.
 func (v *Volume) leased() bool {
-	if mutated("lease-ignored") {
+	if mutant.On("lease-ignored") {
 		return true
 	}
 	l := v.lease.Load()
@@ -255,7 +256,7 @@ func (v *Volume) fromTails(p []byte, first uint64, ptrs []extentmap.Ptr) (missin
 // later read would then see what was there before it. With the write cache at
 // the writer, answered writes can be lost anyway.
 func (v *Volume) showable(slot uint64) bool {
-	return slot <= v.pend.settled.Load() || v.cfg.WriteCache == CacheWriter || mutated("dirty-read")
+	return slot <= v.pend.settled.Load() || v.cfg.WriteCache == CacheWriter || mutant.On("dirty-read")
 }
 
 // waitShowable waits until showable.
@@ -366,7 +367,7 @@ func (r run) unpack(stored, p []byte) bool {
 		} else {
 			ok = extent.Checksum(b) == at.CRC
 		}
-		if !ok && !mutated("skip-crc") {
+		if !ok && !mutant.On("skip-crc") {
 			return false
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"github.com/gabion-storage/gabion/blockdev/extentmap"
 	"github.com/gabion-storage/gabion/dht/brick"
 	"github.com/gabion-storage/gabion/internal/ident"
+	"github.com/gabion-storage/gabion/internal/mutant"
 	"github.com/gabion-storage/gabion/overlay"
 )
 
@@ -50,7 +51,7 @@ func (v *Volume) wanted() wanted {
 		w.keep[r.Addr] = named{r.Number, int64(r.Bytes)}
 	}
 	for _, x := range v.loose {
-		if !mutated("forget-tail") {
+		if !mutant.On("forget-tail") {
 			w.keep[x.addr] = named{x.number, int64(x.bytes)}
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/gabion-storage/gabion/blockdev/tail"
 	"github.com/gabion-storage/gabion/dht/extent"
 	"github.com/gabion-storage/gabion/internal/fault"
+	"github.com/gabion-storage/gabion/internal/mutant"
 )
 
 // When the bricks have no room for all that a frozen tail holds, its oldest
@@ -26,7 +27,7 @@ const reliefBytes = 128 << 10
 // space back than it takes, then the rest without moving anything. It returns nil if all is folded, else
 // why the rest does not fit. With a change it ends when that is made.
 func (v *Volume) foldInParts(ctx context.Context, frozen *tail.Tail, upTo uint64, change *snapshotChange, why error) error {
-	if mutated("no-relief") {
+	if mutant.On("no-relief") {
 		return why
 	}
 	for budget := int64(reliefBytes); ; {

@@ -8,6 +8,7 @@ import (
 
 	"github.com/gabion-storage/gabion/blockdev/extentmap"
 	"github.com/gabion-storage/gabion/internal/fault"
+	"github.com/gabion-storage/gabion/internal/mutant"
 )
 
 // A snapshot is a root that a checkpoint keeps. Making one freezes the tail,
@@ -171,10 +172,10 @@ func (f *fold) snapshotsAfter(root extentmap.Root, horizon uint64) ([]extentmap.
 	}
 	s := *f.change.create
 	s.Root, s.Size, s.Horizon = root, f.v.Size(), horizon
-	if mutated("snapshot-without-tail") {
+	if mutant.On("snapshot-without-tail") {
 		s.Root = f.root
 	}
-	if mutated("free-snapshot-block") {
+	if mutant.On("free-snapshot-block") {
 		horizon = 1
 	}
 	f.tx.Cut(s.ID, horizon)
@@ -215,7 +216,7 @@ func checkSnapshots(st *extentmap.State, t *extentmap.Table) error {
 	ids, horizons := t.PastIDs()
 	same := len(ids) == len(st.Snapshots)
 	for i := 0; same && i < len(ids); i++ {
-		same = ids[i] == st.Snapshots[i].ID && (horizons[i] == st.Snapshots[i].Horizon || mutated("free-snapshot-block"))
+		same = ids[i] == st.Snapshots[i].ID && (horizons[i] == st.Snapshots[i].Horizon || mutant.On("free-snapshot-block"))
 	}
 	if !same {
 		return fault.Newf(fault.Corrupt, "volume.open", "", "the state has %d snapshots and the extent table knows %v", len(st.Snapshots), ids)

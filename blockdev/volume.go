@@ -20,6 +20,7 @@ import (
 	"github.com/gabion-storage/gabion/dht/brick"
 	"github.com/gabion-storage/gabion/internal/fault"
 	"github.com/gabion-storage/gabion/internal/ident"
+	"github.com/gabion-storage/gabion/internal/mutant"
 	"github.com/gabion-storage/gabion/overlay"
 	"github.com/gabion-storage/gabion/quorum"
 )
@@ -266,7 +267,7 @@ func (v *Volume) replay(slot uint64, body []byte) error {
 		copy(b, e.data)
 		v.active.Put(e.block, b)
 	case opZero:
-		if !mutated("lose-zero") {
+		if !mutant.On("lose-zero") {
 			v.active.Zero(e.block, e.block+e.count)
 		}
 	case opNothing:
@@ -275,7 +276,7 @@ func (v *Volume) replay(slot uint64, body []byte) error {
 		v.loose[e.extent.number] = e.extent
 		v.looseActive = append(v.looseActive, e.extent.number)
 		v.looseBytes += int64(e.extent.bytes)
-		if e.extent.number >= v.nextExt && !mutated("reuse-extent-number") {
+		if e.extent.number >= v.nextExt && !mutant.On("reuse-extent-number") {
 			v.nextExt = e.extent.number + 1
 		}
 		v.active.PutExtent(e.block, e.ptrs)

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/gabion-storage/gabion/internal/fault"
+	"github.com/gabion-storage/gabion/internal/mutant"
 	"github.com/gabion-storage/gabion/quorum"
 )
 
@@ -149,7 +150,7 @@ func (v *Volume) wrote(slot uint64, err error, fua, full bool, done func(error))
 	if fua {
 		v.log.Sync(slot)
 	}
-	if !fua && (v.cfg.WriteCache == CacheWriter || mutated("ack-before-received")) {
+	if !fua && (v.cfg.WriteCache == CacheWriter || mutant.On("ack-before-received")) {
 		done(nil)
 	} else {
 		v.pend.add(slot, fua, done)

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/gabion-storage/gabion/internal/fault"
+	"github.com/gabion-storage/gabion/internal/mutant"
 	"github.com/gabion-storage/gabion/overlay"
 )
 
@@ -238,7 +239,7 @@ func (h *health) earn() {
 func (h *health) spend() bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.tokens < 1 && !hedgeForEver() {
+	if h.tokens < 1 && !mutant.On("hedge-unbounded") {
 		return false
 	}
 	h.tokens--

@@ -11,6 +11,7 @@ import (
 	"github.com/gabion-storage/gabion/dht/brick"
 	"github.com/gabion-storage/gabion/internal/fault"
 	"github.com/gabion-storage/gabion/internal/ident"
+	"github.com/gabion-storage/gabion/internal/mutant"
 	"github.com/gabion-storage/gabion/overlay"
 )
 
@@ -135,7 +136,7 @@ func (p *put) plan(replicas int) error {
 			b.extents = append(b.extents, i)
 		}
 		majority := len(holders)/2 + 1
-		if majorityOfOne() {
+		if mutant.On("majority-of-one") {
 			majority = 1
 		}
 		p.need[i], p.slack[i] = int8(majority), int8(len(holders)-majority)
@@ -163,7 +164,7 @@ func (p *put) start(ctx context.Context) {
 // its disk may hang.
 func (p *put) grace(ctx context.Context) {
 	wait := p.store.cfg.PutGrace
-	if p.onlyLaggardsLeft() && !waitForSlow() {
+	if p.onlyLaggardsLeft() && !mutant.On("wait-for-slow") {
 		wait = 0
 	}
 	t := time.NewTimer(wait)

@@ -13,6 +13,7 @@ import (
 	"github.com/gabion-storage/gabion/internal/fault"
 	"github.com/gabion-storage/gabion/internal/ident"
 	"github.com/gabion-storage/gabion/internal/link"
+	"github.com/gabion-storage/gabion/internal/mutant"
 	"github.com/gabion-storage/gabion/quorum/paxos"
 )
 
@@ -153,7 +154,7 @@ func (a *Acceptors) replay(b *brick) (map[ident.GroupID]*group, error) {
 			return fault.Newf(fault.Corrupt, op, b.id.String(), "journal record at %d: %w", pos, err)
 		}
 		r := replayers[id]
-		if r == nil || pos < groups[id].after && !mutated("earlier-life") {
+		if r == nil || pos < groups[id].after && !mutant.On("earlier-life") {
 			return nil // of a group that is gone, or of an earlier life
 		}
 		if err := r.Apply(&rec, pos, len(body)); err != nil {

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/gabion-storage/gabion/internal/ident"
+	"github.com/gabion-storage/gabion/internal/mutant"
 	"github.com/gabion-storage/gabion/quorum/paxos"
 )
 
@@ -73,7 +74,7 @@ func (a *Acceptors) belongLoop(ctx context.Context) {
 // belongAll asks for every doubted copy that no holder feeds. It reports whether
 // one is left to be looked at again.
 func (a *Acceptors) belongAll(ctx context.Context) (left bool) {
-	if mutated("stay-forever") {
+	if mutant.On("stay-forever") {
 		return false
 	}
 	for _, g := range a.all() {

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/gabion-storage/gabion/internal/fault"
+	"github.com/gabion-storage/gabion/internal/mutant"
 	"github.com/gabion-storage/gabion/quorum/paxos"
 )
 
@@ -44,7 +45,7 @@ func (p *Proposer) Remove(ctx context.Context, old Member, keep int) error {
 	p.mu.Lock()
 	c := p.core.Config()
 	p.mu.Unlock()
-	if i := c.Find(old.Node, old.Brick); i >= 0 && c.Voters()-1 < keep && !mutated("below-target") {
+	if i := c.Find(old.Node, old.Brick); i >= 0 && c.Voters()-1 < keep && !mutant.On("below-target") {
 		return fault.Newf(fault.Invalid, "quorum.remove", old.Node.String(),
 			"%d voters would remain, fewer than %d: replace it", c.Voters()-1, keep)
 	}
@@ -154,7 +155,7 @@ func (p *Proposer) swap(ctx context.Context, op string, subject Member, old, m *
 		return fault.Newf(k, op, subject.Node.String(), "%s: %w", text, err)
 	}
 	ready := func() bool {
-		if mutated("swap-early") {
+		if mutant.On("swap-early") {
 			return true
 		}
 		if m != nil {

@@ -8,6 +8,7 @@ import (
 	"github.com/gabion-storage/gabion/internal/fault"
 	"github.com/gabion-storage/gabion/internal/ident"
 	"github.com/gabion-storage/gabion/internal/link"
+	"github.com/gabion-storage/gabion/internal/mutant"
 	"github.com/gabion-storage/gabion/quorum/paxos"
 )
 
@@ -158,7 +159,7 @@ func (p *Proposer) toOwn(s *send, prev *brick) *brick {
 		p.local.refuse(asker{local: p}, &r, s.answer())
 		return nil
 	}
-	if mutated("own-disk-inline") {
+	if mutant.On("own-disk-inline") {
 		p.direct(b, s)
 		b.conclude()
 		return b

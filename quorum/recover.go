@@ -10,6 +10,7 @@ import (
 	"github.com/gabion-storage/gabion/internal/fault"
 	"github.com/gabion-storage/gabion/internal/ident"
 	"github.com/gabion-storage/gabion/internal/link"
+	"github.com/gabion-storage/gabion/internal/mutant"
 	"github.com/gabion-storage/gabion/quorum/paxos"
 )
 
@@ -191,7 +192,7 @@ func planRecovery(ss []Survivor, from Member, voters []Member) (Recovery, error)
 		r.Ballot.Epoch = max(r.Ballot.Epoch, s.Promised.Epoch)
 		r.Seen = max(r.Seen, s.Last)
 	}
-	if mutated("timid-force") {
+	if mutant.On("timid-force") {
 		r.Config.Version++
 		return r, nil
 	}

@@ -4,6 +4,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/gabion-storage/gabion/internal/mutant"
 	"github.com/gabion-storage/gabion/target/nbd/proto"
 )
 
@@ -24,7 +25,7 @@ func (e *Engine) advance() bool {
 	if e.state.Node == (Node{}) && e.again.len() == 0 && e.inflight == 0 {
 		e.serving(s)
 	}
-	if e.state.Node != (Node{}) || mutated("impatient") { // everything is repeated
+	if e.state.Node != (Node{}) || mutant.On("impatient") { // everything is repeated
 		e.tidy(s)
 		for e.waiting.len() > 0 && e.fits(e.waiting.first()) && e.room(e.waiting.first()) {
 			o := e.waiting.pop()
@@ -43,7 +44,7 @@ func (e *Engine) fits(o *op) bool {
 	if len(e.free) == 0 {
 		return false
 	}
-	if o.changes() && !mutated("overlap") {
+	if o.changes() && !mutant.On("overlap") {
 		for _, x := range e.changing {
 			if o.overlaps(x) {
 				return false
@@ -242,7 +243,7 @@ func (e *Engine) lose(s *session) {
 	e.plain = 0
 	again := make([]*op, 0, len(e.kept))
 	for _, o := range e.kept {
-		if o.over && mutated("forget-answered") {
+		if o.over && mutant.On("forget-answered") {
 			continue
 		}
 		o.answered = 0

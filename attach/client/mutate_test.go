@@ -3,32 +3,9 @@
 package client_test
 
 import (
-	"os"
-	"os/exec"
-	"strings"
 	"testing"
+
+	"github.com/gabion-storage/gabion/internal/mutant/catch"
 )
 
-// catchers are the tests that must fail for each mutation.
-var catchers = map[string]string{
-	"forget-answered": "TestAnsweredChangesAreRepeated",
-	"impatient":       "TestReadsWaitForTheRepetition",
-	"overlap":         "TestOverlappingChangesGoOneByOne",
-}
-
-// TestMutationsAreCaught is the test of the tests: each runs in a process of its
-// own with one deliberate defect, and must fail; without any it must pass.
-func TestMutationsAreCaught(t *testing.T) {
-	for m, name := range catchers {
-		for _, defect := range []string{m, ""} {
-			t.Run(name+"/"+defect, func(t *testing.T) {
-				cmd := exec.Command(os.Args[0], "-test.run=^"+name+"$", "-test.v", "-test.timeout=2m", "-test.count=1")
-				cmd.Env = append(os.Environ(), "GABION_MUTATE="+defect)
-				out, err := cmd.CombinedOutput()
-				if failed := strings.Contains(string(out), "--- FAIL: "+name+" "); failed != (defect != "") {
-					t.Errorf("%v\n%s", err, out)
-				}
-			})
-		}
-	}
-}
+func TestMutationsAreCaught(t *testing.T) { catch.All(t, "attach/client") }

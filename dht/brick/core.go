@@ -8,6 +8,7 @@ import (
 
 	"github.com/gabion-storage/gabion/internal/fault"
 	"github.com/gabion-storage/gabion/internal/ident"
+	"github.com/gabion-storage/gabion/internal/mutant"
 	"github.com/gabion-storage/gabion/internal/vfs"
 )
 
@@ -118,7 +119,7 @@ func (c *core) down() error {
 
 // sync makes f durable and reports how long that took.
 func (c *core) sync(f vfs.File) error {
-	if skipFsync() {
+	if mutant.On("skip-fsync") {
 		return nil
 	}
 	start := time.Now()

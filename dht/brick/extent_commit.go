@@ -5,6 +5,7 @@ import (
 
 	"github.com/gabion-storage/gabion/internal/fault"
 	"github.com/gabion-storage/gabion/internal/ident"
+	"github.com/gabion-storage/gabion/internal/mutant"
 )
 
 // request is one call waiting for the committer. places are written to the page
@@ -118,14 +119,14 @@ func (s *extents) commit() {
 // commitBatch commits and answers a batch. ops is scratch.
 func (s *extents) commitBatch(batch []*request, ops []indexOp) []indexOp {
 	err := s.down()
-	if err == nil && !indexBeforeData() {
+	if err == nil && !mutant.On("index-before-data") {
 		err = s.syncData(batch)
 	}
 	if err == nil {
 		ops = s.encode(batch, ops)
 		err = s.record(ops)
 	}
-	if err == nil && indexBeforeData() {
+	if err == nil && mutant.On("index-before-data") {
 		err = s.syncData(batch)
 	}
 	if fault.Is(err, fault.NoSpace) {

@@ -7,6 +7,7 @@ import (
 
 	"github.com/gabion-storage/gabion/internal/fault"
 	"github.com/gabion-storage/gabion/internal/ident"
+	"github.com/gabion-storage/gabion/internal/mutant"
 )
 
 const (
@@ -36,7 +37,7 @@ func (b *Brick) DeleteExtents(addrs []ident.Addr) error {
 	for part := range slices.Chunk(addrs, deleteBatchMax) {
 		r := newRequest()
 		r.deletes = part
-		if holeBeforeIndex() {
+		if mutant.On("hole-before-index") {
 			s.punchNow(part)
 		}
 		if err := s.ask(r); err != nil {
@@ -101,7 +102,7 @@ func (s *extents) remove(seg *extentSegment) bool {
 func (s *extents) punch(seg *extentSegment, off, n int64) {
 	f, err := s.segments.pin(seg)
 	if err == nil {
-		if punchWrongRange() {
+		if mutant.On("punch-wrong-range") {
 			off += extentAlign
 		}
 		err = f.PunchHole(off, n)

@@ -8,6 +8,7 @@ import (
 
 	"github.com/gabion-storage/gabion/internal/fault"
 	"github.com/gabion-storage/gabion/internal/ident"
+	"github.com/gabion-storage/gabion/internal/mutant"
 	"github.com/gabion-storage/gabion/internal/vfs"
 )
 
@@ -70,7 +71,7 @@ func (b *Brick) PutExtents(xs []Extent) error {
 			return fault.Newf(fault.Invalid, "brick.put", x.Addr.Short(),
 				"an extent has 1 to %d bytes, not %d", s.segSize-extentHeader, n)
 		}
-		if sha256.Sum256(x.Data) != x.Addr && !putUnverified() {
+		if sha256.Sum256(x.Data) != x.Addr && !mutant.On("put-unverified") {
 			return fault.Newf(fault.Corrupt, "brick.put", x.Addr.Short(), "the bytes are not those of the address")
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/gabion-storage/gabion/internal/fault"
+	"github.com/gabion-storage/gabion/internal/mutant"
 )
 
 // newJournal makes the journal of a brick without opening or creating anything.
@@ -178,7 +179,7 @@ func (j *Journal) walk(live []*jseg) (k int, mark Pos, err error) {
 	if err != nil {
 		return 0, 0, err
 	}
-	if claim > p && !tornMiddle() {
+	if claim > p && !mutant.On("torn-middle") {
 		return 0, 0, fault.Newf(fault.Corrupt, "brick.open", live[k].name,
 			"the record at position %d (byte %d of the file) is damaged although everything before position %d was "+
 				"durable; this brick cannot vouch for what it acknowledged: replace it", p, live[k].offset(p), claim)

@@ -3,54 +3,9 @@
 package brick
 
 import (
-	"os"
-	"os/exec"
-	"strings"
 	"testing"
+
+	"github.com/gabion-storage/gabion/internal/mutant/catch"
 )
 
-// catchers are the tests that must fail for each mutation. TestPowerCuts
-// demands by itself that it notices skip-fsync.
-var catchers = [][2]string{
-	{"stable-wrong-sum", "TestScrubBreaksABrickThatForgot"},
-	{"frame-wrong-crc", "TestScrubFindsRotAnywhere"},
-	{"index-before-data", "TestPowerCuts"},
-	{"hole-before-index", "TestPowerCuts"},
-	{"punch-wrong-range", "TestPowerCuts"},
-	{"torn-middle", "TestTornMiddleRefused"},
-	{"put-unverified", "TestPutRefuses"},
-	{"scrub-trusts-cache", "TestScrubSeesTheDiskNotTheCache"},
-	{"scrub-skips-journal", "TestScrubFindsRotAnywhere"},
-}
-
-// TestMutationsAreCaught runs tests, each in a process of its own with one
-// deliberate defect, and demands that they fail, and pass without it.
-//
-//	go test -tags mutate -run TestMutationsAreCaught ./dht/brick
-func TestMutationsAreCaught(t *testing.T) {
-	sound := map[string]bool{}
-	for _, c := range catchers {
-		mutation, name := c[0], c[1]
-		t.Run(mutation+"/"+name, func(t *testing.T) {
-			if out, err := runAlone(name, mutation); err == nil || !strings.Contains(out, "--- FAIL: "+name+" ") {
-				t.Errorf("not caught: %v\n%s", err, out)
-			}
-		})
-		sound[name] = true
-	}
-	for name := range sound {
-		t.Run("none/"+name, func(t *testing.T) {
-			if out, err := runAlone(name, ""); err != nil || !strings.Contains(out, "--- PASS: "+name+" ") {
-				t.Errorf("fails without a defect: %v\n%s", err, out)
-			}
-		})
-	}
-}
-
-// runAlone runs one test of this binary with a mutation.
-func runAlone(test, mutation string) (string, error) {
-	cmd := exec.Command(os.Args[0], "-test.run=^"+test+"$", "-test.v", "-test.timeout=2m", "-test.count=1")
-	cmd.Env = append(os.Environ(), "GABION_MUTATE="+mutation)
-	out, err := cmd.CombinedOutput()
-	return string(out), err
-}
+func TestMutationsAreCaught(t *testing.T) { catch.All(t, "dht/brick") }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/gabion-storage/gabion/internal/fault"
 	"github.com/gabion-storage/gabion/internal/ident"
+	"github.com/gabion-storage/gabion/internal/mutant"
 	"github.com/gabion-storage/gabion/internal/vfs"
 )
 
@@ -105,7 +106,7 @@ func (b *Brick) Scrub(ctx context.Context, cfg ScrubConfig) error {
 
 // readDisk reads past the page cache.
 func readDisk(f vfs.File, p []byte, off int64) (int, error) {
-	if scrubTrustsCache() {
+	if mutant.On("scrub-trusts-cache") {
 		return f.ReadAt(p, off)
 	}
 	return vfs.ReadDirect(f, p, off)

@@ -5,11 +5,12 @@ import (
 	"fmt"
 
 	"github.com/gabion-storage/gabion/internal/fault"
+	"github.com/gabion-storage/gabion/internal/mutant"
 )
 
 // checkJournal verifies the headers of all segments and the durable records.
 func (s *scrub) checkJournal() error {
-	if scrubSkipsJournal() {
+	if mutant.On("scrub-skips-journal") {
 		return nil
 	}
 	if err := s.checkHeaders(); err != nil {

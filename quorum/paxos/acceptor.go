@@ -2,6 +2,8 @@ package paxos
 
 import (
 	"fmt"
+
+	"github.com/gabion-storage/gabion/internal/mutant"
 )
 
 // Hard is the part of an acceptor that lives in its stable store. The shell
@@ -58,7 +60,7 @@ func NewAcceptor(h Hard) *Acceptor {
 // Hard is what the stable store must hold now.
 func (a *Acceptor) Hard() Hard {
 	promised := a.promised
-	if mutation == mutateForgetPromise {
+	if mutant.On("forget-promise") {
 		promised = Ballot{}
 	}
 	return Hard{Promised: promised, Cuts: a.cuts, Checkpoint: a.ckpt, Since: a.since, Witness: a.witness}
@@ -107,7 +109,7 @@ func (a *Acceptor) Prepare(b Ballot, force, holderMayLive bool) (Status, Effects
 		}
 		a.promised = b
 	}
-	return OK, Effects{Persist: true, Sync: mutation != mutateSkipSync}
+	return OK, Effects{Persist: true, Sync: !mutant.On("skip-sync")}
 }
 
 // Promise is the phase 1 answer. The caller has made all of it durable.
@@ -162,7 +164,7 @@ func (a *Acceptor) State(b Ballot, bare bool) (Status, State) {
 }
 
 func (a *Acceptor) admits(b Ballot) bool {
-	return mutation == mutateIgnoreBallot || !b.Less(a.promised)
+	return mutant.On("ignore-ballot") || !b.Less(a.promised)
 }
 
 // Open meets a ballot that has finished its phase 1, before any of its entries.
@@ -189,7 +191,7 @@ func (a *Acceptor) Open(b Ballot, cuts []Cut, j Journal) (Status, error) {
 		a.promised = b
 	}
 	a.opened, a.cuts, a.openPos = b, cuts, pos
-	if mutation != mutateCarryStale {
+	if !mutant.On("carry-stale") {
 		for _, c := range cuts {
 			a.log.kill(c)
 		}
@@ -426,7 +428,7 @@ func (a *Acceptor) Move(w Where, body []byte, j Journal) error {
 // Check panics if an invariant does not hold.
 func (a *Acceptor) Check() {
 	must := func(ok bool, what string) {
-		if !ok && mutation == mutateNone {
+		if !ok && mutant.None() {
 			panic(fmt.Sprintf("paxos: acceptor: %s: %+v", what, *a))
 		}
 	}

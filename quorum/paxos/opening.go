@@ -1,6 +1,10 @@
 package paxos
 
-import "fmt"
+import (
+	"fmt"
+
+	"github.com/gabion-storage/gabion/internal/mutant"
+)
 
 // Opening is phase 1: it collects promises until they are enough to know every
 // entry that may have been chosen, and then says what the log is.
@@ -204,7 +208,7 @@ func (o *Opening) possible(req []Config, slot uint64, b Ballot) bool {
 }
 
 func majority(c Config) int {
-	if mutation == mutateAckAtOne {
+	if mutant.On("ack-at-one") {
 		return 1
 	}
 	return c.Voters()/2 + 1
@@ -294,10 +298,10 @@ func (o *Opening) plan(req []Config) *Plan {
 func (o *Opening) alive(cuts []Cut) []source {
 	var out []source
 	for _, pr := range o.promises {
-		s := source{from: pr.from, bare: pr.p.Witness && mutation != mutateWitnessSource, full: pr.p.Full}
+		s := source{from: pr.from, bare: pr.p.Witness && !mutant.On("witness-source"), full: pr.p.Full}
 		for _, r := range pr.p.Runs {
 			for _, c := range cuts {
-				if r.Ballot.Less(c.Ballot) && mutation != mutateCarryStale {
+				if r.Ballot.Less(c.Ballot) && !mutant.On("carry-stale") {
 					r.To = min(r.To, c.Slot)
 				}
 			}

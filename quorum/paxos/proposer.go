@@ -3,6 +3,8 @@ package paxos
 import (
 	"fmt"
 	"sort"
+
+	"github.com/gabion-storage/gabion/internal/mutant"
 )
 
 // Proposer is phase 2: the holder's side of a group, from the end of its
@@ -66,7 +68,7 @@ func NewProposer(plan *Plan, entries []Entry) (*Proposer, error) {
 		}
 		p.add(e.Kind, e.Body)
 	}
-	if n := len(entries); mutation == mutateCarrySlot && n > 0 && entries[n-1].Kind == EntryData {
+	if n := len(entries); mutant.On("carry-slot") && n > 0 && entries[n-1].Kind == EntryData {
 		p.add(EntryData, entries[n-1].Body)
 	}
 	p.add(EntryOpen, nil)
@@ -154,7 +156,7 @@ func (p *Proposer) Propose(kind EntryKind, body []byte) (uint64, error) {
 		if err != nil {
 			return 0, err
 		}
-		if p.Changing() && mutation != mutateTwoChanges {
+		if p.Changing() && !mutant.On("two-changes") {
 			return 0, fmt.Errorf("configuration %d waits to be chosen", p.views[1].config.Version)
 		}
 		if err := p.newest().follows(c); err != nil {
@@ -179,7 +181,7 @@ func (p *Proposer) Sync(slot uint64) {
 // sendLimit is the last slot that may be sent. A configuration entry stops
 // everything behind it, lest two sets of members decide about one slot.
 func (p *Proposer) sendLimit() uint64 {
-	if len(p.views) > 1 && mutation != mutateTwoChanges {
+	if len(p.views) > 1 && !mutant.On("two-changes") {
 		return max(p.recovered, p.views[1].from)
 	}
 	return p.tail.last()
@@ -220,7 +222,7 @@ func (v *view) count(peers []Peer) {
 	for k := range peers {
 		at := v.config.Find(peers[k].Member.Node, peers[k].Member.Brick)
 		if at >= 0 && votes(v.config.Members[at].Role) ||
-			mutation == mutateCountLearner && peers[k].Member.Role == Learner {
+			mutant.On("count-learner") && peers[k].Member.Role == Learner {
 			v.voters = append(v.voters, k)
 			if at >= 0 && v.config.Members[at].Role == Voter {
 				v.data = append(v.data, k)
@@ -272,7 +274,7 @@ func (v *view) reached(peers []Peer, of func(*Peer) uint64) uint64 {
 	}
 	reached := marks[v.need-1]
 	for _, k := range v.data {
-		if peers[k].insync && mutation != mutateOneCopy {
+		if peers[k].insync && !mutant.On("one-copy") {
 			reached = min(reached, of(&peers[k]))
 		}
 	}
@@ -342,7 +344,7 @@ func (p *Proposer) announce() {
 
 // Check panics if an invariant does not hold.
 func (p *Proposer) Check() {
-	if mutation != mutateNone {
+	if !mutant.None() {
 		return
 	}
 	must := func(ok bool, what string) {

@@ -1,5 +1,7 @@
 package paxos
 
+import "github.com/gabion-storage/gabion/internal/mutant"
+
 // Tomb is what a member that left a group keeps for ever: enough that it can do
 // no harm when it is asked, or comes again. What it knew otherwise is forgotten.
 type Tomb struct {
@@ -20,10 +22,10 @@ type Tomb struct {
 // acknowledged anything, or it would know them.
 func (a *Acceptor) Retire(m Member, b Ballot, c Config) (t Tomb, ok bool) {
 	old := b.Less(a.promised) || c.Version <= a.since || c.Version < a.Config().Version
-	if c.Find(m.Node, m.Brick) >= 0 || old && mutation != mutateRetireLate {
+	if c.Find(m.Node, m.Brick) >= 0 || old && !mutant.On("retire-late") {
 		return Tomb{}, false
 	}
-	if mutation == mutateForgetTomb {
+	if mutant.On("forget-tomb") {
 		return Tomb{Config: c}, true
 	}
 	return Tomb{Promised: a.promised, Config: c}, true
@@ -36,7 +38,7 @@ func (t Tomb) Revive(b Ballot, c Checkpoint, witness bool) (Hard, Status) {
 		return Hard{}, Fenced
 	}
 	h := Hard{Promised: b, Checkpoint: c, Since: t.Config.Version, Witness: witness}
-	if mutation == mutateRemovedVotes {
+	if mutant.On("removed-votes") {
 		h.Since = 0
 	}
 	return h, OK

@@ -3,6 +3,8 @@ package paxos
 import (
 	"fmt"
 	"sort"
+
+	"github.com/gabion-storage/gabion/internal/mutant"
 )
 
 // Replayer rebuilds an acceptor from its stable state and its journal. Records
@@ -73,7 +75,7 @@ func (r *Replayer) Apply(rec *Record, pos int64, size int) error {
 
 // bury removes what is dead by a cut.
 func (r *Replayer) bury() {
-	if mutation == mutateCarryStale {
+	if mutant.On("carry-stale") {
 		return
 	}
 	for s, e := range r.slots {
@@ -134,7 +136,7 @@ func (r *Replayer) Finish() (*Acceptor, error) {
 		switch {
 		case n > 0 && a.log.runs[n-1].Ballot == e.ballot:
 			a.log.runs[n-1].To = s
-		case n > 0 && a.log.runs[n-1].Ballot.Less(e.ballot) && mutation == mutateNone:
+		case n > 0 && a.log.runs[n-1].Ballot.Less(e.ballot) && mutant.None():
 			return nil, fmt.Errorf("slot %d has a higher ballot than the slot before it", s)
 		default:
 			a.log.runs = append(a.log.runs, Run{From: s, To: s, Ballot: e.ballot})

@@ -10,6 +10,7 @@ import (
 	"fmt"
 
 	"github.com/gabion-storage/gabion/internal/ident"
+	"github.com/gabion-storage/gabion/internal/mutant"
 )
 
 // Named limits of one group.
@@ -136,7 +137,7 @@ func (c Config) Sound() error {
 	switch voters, witnesses := c.Voters(), c.Witnesses(); {
 	case voters == 0:
 		return errors.New("a configuration without a voter")
-	case witnesses > voters/2 && mutation != mutateWitnessQuorum:
+	case witnesses > voters/2 && !mutant.On("witness-quorum"):
 		return fmt.Errorf("%d witnesses among %d voters could decide without data", witnesses, voters)
 	}
 	return nil

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/gabion-storage/gabion/internal/fault"
+	"github.com/gabion-storage/gabion/internal/mutant"
 	"github.com/gabion-storage/gabion/target/iscsi/login"
 	"github.com/gabion-storage/gabion/target/iscsi/pdu"
 	"github.com/gabion-storage/gabion/target/iscsi/scsi"
@@ -329,7 +330,7 @@ func (c *conn) sendAndUnlock() {
 // reserve takes n bytes of memory for a command, under mu, and reports whether
 // there was room.
 func (c *conn) reserve(n int) bool {
-	if mutated("memory-unbounded") {
+	if mutant.On("memory-unbounded") {
 		c.held += n
 		return true
 	}

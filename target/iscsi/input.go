@@ -4,6 +4,7 @@ import (
 	"errors"
 
 	"github.com/gabion-storage/gabion/internal/fault"
+	"github.com/gabion-storage/gabion/internal/mutant"
 	"github.com/gabion-storage/gabion/target/iscsi/pdu"
 )
 
@@ -129,7 +130,7 @@ func (c *conn) sequence(h *pdu.Header) error {
 	defer c.mu.Unlock()
 	sn := h.CmdSN()
 	switch {
-	case mutated("window-open"):
+	case mutant.On("window-open"):
 		c.expCmdSN = sn
 	case pdu.Before(sn, c.expCmdSN), pdu.Before(c.maxCmdSN(), sn):
 		return errSkip
@@ -196,7 +197,7 @@ func (c *conn) into(h *pdu.Header, dst []byte) (ok bool, err error) {
 	if err := c.readFull(dst[:take]); err != nil {
 		return false, err
 	}
-	if !c.digests.Data || mutated("digest-blind") {
+	if !c.digests.Data || mutant.On("digest-blind") {
 		if c.digests.Data {
 			n += pdu.DigestSize
 		}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/gabion-storage/gabion/internal/fault"
+	"github.com/gabion-storage/gabion/internal/mutant"
 	"github.com/gabion-storage/gabion/target/iscsi/login"
 	"github.com/gabion-storage/gabion/target/iscsi/pdu"
 )
@@ -285,7 +286,7 @@ func (s *Server) replace(c *conn) bool {
 	if old == nil {
 		return true
 	}
-	if mutated("reinstate-at-once") {
+	if mutant.On("reinstate-at-once") {
 		go old.kill(errDrain)
 		return true
 	}

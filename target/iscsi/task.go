@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"time"
 
+	"github.com/gabion-storage/gabion/internal/mutant"
 	"github.com/gabion-storage/gabion/target/iscsi/pdu"
 	"github.com/gabion-storage/gabion/target/iscsi/scsi"
 )
@@ -338,7 +339,7 @@ func (t *task) expects(p *pdu.DataOut, n int) string {
 		switch {
 		case !t.unsolicited:
 			return "nobody asked for it"
-		case p.DataSN != t.dataSN && !mutated("any-sequence"):
+		case p.DataSN != t.dataSN && !mutant.On("any-sequence"):
 			return outOfSequence
 		case int64(p.Offset) != int64(t.got):
 			return "not where the last one ended"
@@ -356,7 +357,7 @@ func (t *task) expects(p *pdu.DataOut, n int) string {
 	switch {
 	case p.TTT != b.ttt:
 		return "not what the oldest R2T asked for"
-	case p.DataSN != b.dataSN && !mutated("any-sequence"):
+	case p.DataSN != b.dataSN && !mutant.On("any-sequence"):
 		return outOfSequence
 	case int64(p.Offset) != int64(b.at+b.got):
 		return "not where the last one ended"

@@ -3,6 +3,7 @@ package nbd
 import (
 	"time"
 
+	"github.com/gabion-storage/gabion/internal/mutant"
 	"github.com/gabion-storage/gabion/target/nbd/proto"
 )
 
@@ -14,7 +15,7 @@ func (c *conn) execute(r proto.Request) error {
 		return c.reject(r, e, why)
 	}
 	off, n := int64(r.Offset), int64(r.Length)
-	fua := r.Flags&proto.FlagFUA != 0 && !mutated("lose-fua")
+	fua := r.Flags&proto.FlagFUA != 0 && !mutant.On("lose-fua")
 	if r.Cmd == proto.CmdRead && c.readNow(r) {
 		return nil
 	}

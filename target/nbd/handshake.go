@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/gabion-storage/gabion/internal/fault"
+	"github.com/gabion-storage/gabion/internal/mutant"
 	"github.com/gabion-storage/gabion/target"
 	"github.com/gabion-storage/gabion/target/nbd/proto"
 )
@@ -128,7 +129,7 @@ func (h *handshake) option(o proto.Option, n int) error {
 		return fault.Newf(fault.Invalid, "nbd.handshake", h.peer,
 			"option %d without the fixed newstyle flag", o)
 	}
-	plain := h.srv.cfg.TLSRequired && !h.secure && !(mutated("talkative") && o == proto.OptList) && o != proto.OptStartTLS && o != proto.OptAbort
+	plain := h.srv.cfg.TLSRequired && !h.secure && !(mutant.On("talkative") && o == proto.OptList) && o != proto.OptStartTLS && o != proto.OptAbort
 	if plain && o == proto.OptExportName {
 		return fault.Newf(fault.Denied, "nbd.handshake", h.peer, "EXPORT_NAME without TLS")
 	}
@@ -271,8 +272,8 @@ func (h *handshake) begin(ctx context.Context, name string, e *target.Export) er
 		return fault.Newf(fault.Unavailable, "nbd.open", name, "the server is shutting down or has no room")
 	}
 	e.Size, e.BlockSize, e.ReadOnly = s.session.Size(), s.session.BlockSize(), s.session.ReadOnly()
-	h.done = &negotiated{opened: s, readOnly: h.access(name) < accessWrite && !mutated("write-anyway"), style: h.agreed.style}
-	if h.agreed.about == name || mutated("stale-contexts") {
+	h.done = &negotiated{opened: s, readOnly: h.access(name) < accessWrite && !mutant.On("write-anyway"), style: h.agreed.style}
+	if h.agreed.about == name || mutant.On("stale-contexts") {
 		h.done.contexts = h.agreed.contexts
 	}
 	return nil

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/gabion-storage/gabion/internal/fault"
+	"github.com/gabion-storage/gabion/internal/mutant"
 	"github.com/gabion-storage/gabion/target/nbd/proto"
 )
 
@@ -71,7 +72,7 @@ func (q *request) readAt() {
 	case err == nil:
 		n := c.pack(q.buf.b, q.cookie, q.off, q.df)
 		q.buf.b = q.buf.b[:n]
-	case c.style != proto.Simple && fault.Is(err, fault.Corrupt) && !mutated("vague-error"):
+	case c.style != proto.Simple && fault.Is(err, fault.Corrupt) && !mutant.On("vague-error"):
 		q.salvage(err)
 	}
 	q.part(err)

@@ -3,6 +3,7 @@ package nbd
 import (
 	"bytes"
 
+	"github.com/gabion-storage/gabion/internal/mutant"
 	"github.com/gabion-storage/gabion/target/nbd/proto"
 )
 
@@ -86,7 +87,7 @@ func (c *conn) packPieces(p []byte, cookie uint64, off int64) int {
 	for r := head; r < len(p); {
 		if n := zeroRun(p[r:]); n >= holeMin || n == len(p)-r && n > 0 {
 			place := at(r)
-			if mutated("shift-hole") {
+			if mutant.On("shift-hole") {
 				place += 512
 			}
 			s.PutHole(p[w:], cookie, uint64(off), place, n, r+n == len(p))

@@ -3,6 +3,7 @@ package nbd
 import (
 	"sync"
 
+	"github.com/gabion-storage/gabion/internal/mutant"
 	"github.com/gabion-storage/gabion/target"
 	"github.com/gabion-storage/gabion/target/nbd/proto"
 )
@@ -74,7 +75,7 @@ func (q *request) describe() {
 	q.buf = getClass(classStream)
 	b := q.buf.b
 	limit := (statusBytes/len(q.picked) - c.style.StatusSize(0)) / (c.style.StatusSize(1) - c.style.StatusSize(0))
-	if q.df && !mutated("ignore-one") {
+	if q.df && !mutant.On("ignore-one") {
 		limit = 1
 	}
 	for i, id := range q.picked {

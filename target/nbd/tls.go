@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 
 	"github.com/gabion-storage/gabion/internal/fault"
+	"github.com/gabion-storage/gabion/internal/mutant"
 	"github.com/gabion-storage/gabion/target/nbd/proto"
 )
 
@@ -23,10 +24,10 @@ func (h *handshake) startTLS(o proto.Option, data []byte) error {
 	case h.srv.cfg.TLS == nil:
 		h.refuse(o, proto.RepErrPolicy, "TLS is off on this server")
 		return nil
-	case h.in.Buffered() > 0 && !mutated("early-words"):
+	case h.in.Buffered() > 0 && !mutant.On("early-words"):
 		return fault.Newf(fault.Invalid, "nbd.handshake", h.peer, "data behind STARTTLS")
 	}
-	if !mutated("keep-style") {
+	if !mutant.On("keep-style") {
 		h.letGo()
 	}
 	h.ack(o)

@@ -3,6 +3,7 @@ package paxossim
 import (
 	"slices"
 
+	"github.com/gabion-storage/gabion/internal/mutant"
 	"github.com/gabion-storage/gabion/quorum/paxos"
 )
 
@@ -134,7 +135,7 @@ func (h *holder) swap() {
 	w.check.configs = append(w.check.configs, next)
 	c.version = next.Version
 	h.core.Sync(slot)
-	if paxos.MutatedTwoChanges() {
+	if mutant.On("two-changes") {
 		h.change = nil
 	}
 }

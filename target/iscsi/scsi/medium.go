@@ -3,6 +3,8 @@ package scsi
 import (
 	"encoding/binary"
 	"math"
+
+	"github.com/gabion-storage/gabion/internal/mutant"
 )
 
 // Fields of byte 1 of READ, WRITE, VERIFY and the like (SBC-3, 5).
@@ -235,7 +237,7 @@ func synchronizeCache(c *Command) {
 	if !c.stretch() {
 		return
 	}
-	if mutated("sync-nothing") {
+	if mutant.On("sync-nothing") {
 		c.good(0)
 		return
 	}

@@ -5,6 +5,8 @@ import (
 	"math/bits"
 	"strings"
 	"sync/atomic"
+
+	"github.com/gabion-storage/gabion/internal/mutant"
 )
 
 // NexusID names an initiator port. With the target port of the node's Identity
@@ -47,7 +49,7 @@ func (n *Nexus) notify(s sense) {
 	for i, a := range attentions {
 		switch {
 		case a != s:
-		case mutated("attention-lost"):
+		case mutant.On("attention-lost"):
 			n.attentions.Store(1 << i)
 		default:
 			n.attentions.Or(1 << i)

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 
 	"github.com/gabion-storage/gabion/internal/fault"
+	"github.com/gabion-storage/gabion/internal/mutant"
 )
 
 // key is n with the node's target port.
@@ -81,7 +82,7 @@ func (lu *LU) settle(s *reservations, by *Command, done func()) {
 		}
 		lu.abort(func(c *Command) bool { return c != by && victims[c.t.n.key()] }, func(int) {})
 	}
-	if mutated("preempt-without-drain") {
+	if mutant.On("preempt-without-drain") {
 		done()
 		return
 	}

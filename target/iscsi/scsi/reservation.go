@@ -1,6 +1,10 @@
 package scsi
 
-import "slices"
+import (
+	"slices"
+
+	"github.com/gabion-storage/gabion/internal/mutant"
+)
 
 // Types of persistent reservations (SPC-4, 6.15.3.3). 0 is none.
 const (
@@ -91,7 +95,7 @@ func (s *reservations) denies(k nexusKey) class {
 	case writeExclusive, writeExclusiveRegistrantsOnly, writeExclusiveAllRegistrants:
 		return deniedChanges
 	}
-	if mutated("exclusive-access-reads") {
+	if mutant.On("exclusive-access-reads") {
 		return deniedChanges
 	}
 	return deniedChanges | deniedReads

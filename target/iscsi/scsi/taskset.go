@@ -1,6 +1,10 @@
 package scsi
 
-import "sync/atomic"
+import (
+	"sync/atomic"
+
+	"github.com/gabion-storage/gabion/internal/mutant"
+)
 
 // TasksMax is how many commands one logical unit has under way at most; more
 // are answered with TASK SET FULL.
@@ -39,7 +43,7 @@ func mustWait(a, b *Command) bool {
 	if (a.Attr == Ordered || b.Attr == Ordered) && b.Attr != HeadOfQueue {
 		return true
 	}
-	if mutated("compare-not-atomic") {
+	if mutant.On("compare-not-atomic") {
 		return false
 	}
 	return (a.t.op.excludes || b.t.op.excludes) && a.t.lo < b.t.hi && b.t.lo < a.t.hi
