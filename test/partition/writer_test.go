@@ -65,6 +65,7 @@ type writer struct {
 	count  uint64
 	last   time.Time
 	worst  time.Duration // the longest time between two answers since reset
+	after  time.Time     // of the answer that ended that
 	change chan struct{} // closed at the next answer
 }
 
@@ -88,7 +89,9 @@ func (w *writer) answered(n uint64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	now := time.Now()
-	w.worst = max(w.worst, now.Sub(w.last))
+	if d := now.Sub(w.last); d > w.worst {
+		w.worst, w.after = d, now
+	}
 	w.last, w.count = now, n
 	close(w.change)
 	w.change = make(chan struct{})
@@ -98,6 +101,13 @@ func (w *writer) reset() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.worst, w.last = 0, time.Now()
+}
+
+// first is when the answer came that ended the longest time without since reset.
+func (w *writer) first() time.Time {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.after
 }
 
 // lastAnswer is when the last answer came.
