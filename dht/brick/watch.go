@@ -11,24 +11,39 @@ import (
 // disk counts as stalled. Disks retry a bad sector for some seconds.
 const StallMaxDefault = 30 * time.Second
 
-// watch times the operations of a disk that are under way. It has a timer only
-// while there are any: an idle disk costs nothing, a busy one a tick in each
-// max. Safe for concurrent use.
+// watchSteps is how often a watch looks in the time that an operation may take. A
+// look that comes late counts as watchLate steps at most: the whole process, or the
+// machine, was stopped meanwhile, which says nothing about the disk.
+const (
+	watchSteps = 10
+	watchLate  = 2
+)
+
+// watch times the operations of a disk that are under way, by the time for which
+// this process ran. It has a timer only while there are any: an idle disk costs nothing,
+// a busy one watchSteps ticks in each max. Safe for concurrent use.
 type watch struct {
 	max     time.Duration
 	stalled func(op, name string, d time.Duration) // called without locks; nil: nobody cares
 
-	mu    sync.Mutex
-	ops   []watched // slots; one without op is free
-	free  []int
-	timer *time.Timer
-	armed bool
-	over  bool
+	mu     sync.Mutex
+	ops    []watched // slots; one without op is free
+	free   []int
+	timer  *time.Timer
+	armed  bool
+	over   bool
+	awake  time.Duration // for which this process ran with the timer armed, up to looked
+	looked time.Time
 }
 
 type watched struct {
 	op, name string
-	since    time.Time
+	since    time.Duration // of the watch's clock
+}
+
+// clock is the time for which this process ran. Under mu, while armed.
+func (w *watch) clock(now time.Time) time.Duration {
+	return w.awake + min(now.Sub(w.looked), watchLate*w.max/watchSteps)
 }
 
 // begin notes that an operation starts; end(i) follows.
@@ -44,15 +59,16 @@ func (w *watch) begin(op, name string) (i int) {
 		i = len(w.ops)
 		w.ops = append(w.ops, watched{})
 	}
-	w.ops[i] = watched{op, name, time.Now()}
+	now := time.Now()
 	if !w.armed && !w.over {
-		w.armed = true
+		w.armed, w.looked = true, now
 		if w.timer == nil {
-			w.timer = time.AfterFunc(w.max, w.look)
+			w.timer = time.AfterFunc(w.max/watchSteps, w.look)
 		} else {
-			w.timer.Reset(w.max)
+			w.timer.Reset(w.max / watchSteps)
 		}
 	}
+	w.ops[i] = watched{op, name, w.clock(now)}
 	return i
 }
 
@@ -67,12 +83,14 @@ func (w *watch) end(i int) {
 }
 
 // look runs when the timer fires: it tells of the oldest operation if that is
-// too old, and comes back when it could be.
+// too old, and comes back while there are any.
 func (w *watch) look() {
 	w.mu.Lock()
+	now := time.Now()
+	w.awake, w.looked = w.clock(now), now
 	var oldest watched
 	for _, o := range w.ops {
-		if o.op != "" && (oldest.op == "" || o.since.Before(oldest.since)) {
+		if o.op != "" && (oldest.op == "" || o.since < oldest.since) {
 			oldest = o
 		}
 	}
@@ -81,9 +99,9 @@ func (w *watch) look() {
 		w.mu.Unlock()
 		return
 	}
-	d := time.Since(oldest.since)
+	d := w.awake - oldest.since
 	if d < w.max {
-		w.timer.Reset(w.max - d)
+		w.timer.Reset(min(w.max-d, w.max/watchSteps))
 		w.mu.Unlock()
 		return
 	}

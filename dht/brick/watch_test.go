@@ -118,3 +118,31 @@ func TestSlowDiskIsNoHungOne(t *testing.T) {
 		w.stop()
 	})
 }
+
+// TestStoppedProcessIsNoHungDisk: while the process is stopped (SIGSTOP, a virtual
+// machine that is paused), operations of its disks end without its noticing. What it sees
+// afterwards is one look that comes late.
+func TestStoppedProcessIsNoHungDisk(t *testing.T) {
+	stalls := 0
+	w := &watch{max: time.Hour, stalled: func(string, string, time.Duration) { stalls++ }}
+	defer w.stop()
+	w.begin("sync", "a")
+	for range 4 {
+		w.mu.Lock()
+		w.looked = w.looked.Add(-10 * time.Hour)
+		w.mu.Unlock()
+		w.look()
+		if stalls > 0 {
+			t.Fatal("a process that was stopped takes its disk for hung")
+		}
+	}
+	for range watchSteps {
+		w.mu.Lock()
+		w.looked = w.looked.Add(-w.max / watchSteps)
+		w.mu.Unlock()
+		w.look()
+	}
+	if stalls != 1 {
+		t.Fatal("a disk that hangs is not noticed after the process was stopped")
+	}
+}
