@@ -2,6 +2,7 @@ package blockdev
 
 import (
 	"context"
+	"math"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -16,26 +17,40 @@ const (
 	// PaceCeiling is beyond any disk.
 	PaceCeiling = 4 << 30
 	paceStart   = 64 << 20
-	// paceWindow is how long latencies are collected before the rate changes.
-	paceWindow = 250 * time.Millisecond
-	// Foreground syncs may take paceCalm times their undisturbed latency before
-	// the rate stops rising, and paceTense times before it falls.
-	paceCalm, paceTense = 1.4, 1.8
-	// paceSlack is a difference in latency that nobody minds.
-	paceSlack   = 300 * time.Microsecond
-	paceSamples = 256
-	// Of the samples of a window, this many are enough to speak, and the one at
-	// this share of them does.
-	paceEnough   = 5
-	paceQuantile = 0.9
-	// Undisturbed latencies are looked at for one flush in so many.
+	// paceRise is added to the rate while nobody is disturbed, or an eighth of it; paceFall
+	// is what is left of it when somebody is.
+	paceRise = 8 << 20
+	paceFall = 0.7
+	// paceGoal is how many times its undisturbed value the tail of the foreground's
+	// flushes may be, and paceSlack a difference that nobody minds.
+	paceGoal  = 1.7
+	paceSlack = 100 * time.Microsecond
+	// paceTail is the quantile that counts: one flush in a hundred may be slower.
+	paceTail = 0.99
+	// paceStep is the least time between two changes of the rate, paceLong the most
+	// that is waited for paceEnough flushes to judge by.
+	paceStep   = 250 * time.Millisecond
+	paceLong   = 2 * time.Second
+	paceEnough = 100
+	// Every paceQuietEvery copying stops for paceQuiet, so that the undisturbed value
+	// is that of now, whatever else the disk does. Of that time, the first
+	// paceSettle is for copies under way.
+	paceQuietEvery = 4 * time.Second
+	paceQuiet      = 300 * time.Millisecond
+	paceSettle     = 80 * time.Millisecond
+	// paceSamples bounds the latencies that are kept of either kind.
+	paceSamples = 1024
+	// paceOver is how long after the last copy nobody copies.
+	paceOver = time.Second
+	// Undisturbed latencies are looked at for one flush in so many while nobody copies.
 	paceSparse = 16
 )
 
 // Pacer shares out how fast the volumes of a node copy extents: those with the
-// fewest copies first, as fast as the syncs of the foreground bear, within a floor
-// and a ceiling, and not at all while paused. All methods may be called
-// concurrently.
+// fewest copies first, as fast as the flushes of the foreground bear, within a floor
+// and a ceiling, and not at all while paused. It compares the slowest hundredth of flushes
+// while it copies with that while it does not, and lets the rate rise by steps and fall by
+// a factor. All methods may be called concurrently.
 type Pacer struct {
 	now func() time.Time
 
@@ -50,11 +65,37 @@ type Pacer struct {
 	next   time.Time // when the next copy may begin
 	change chan struct{}
 
-	samples   []time.Duration // foreground syncs of this window
-	begun     time.Time       // of this window
-	last      time.Time       // a copy began
-	baseline  time.Duration   // undisturbed; 0 if not known
-	measuring bool            // this window ran at the floor to learn the baseline
+	calm      samples   // flushes while nobody copied
+	tense     samples   // flushes while somebody did, since the rate changed
+	begun     time.Time // of tense
+	last      time.Time // a copy began
+	fell      bool      // the rate was too high once: it rises by steps now
+	quietFrom time.Time // the last stop to learn what is undisturbed, or the one to come
+	quietTo   time.Time
+}
+
+// samples are the newest latencies.
+type samples struct {
+	all []time.Duration
+	at  int // where the next one goes, once it is full
+}
+
+func (s *samples) add(d time.Duration) {
+	if len(s.all) < paceSamples {
+		s.all = append(s.all, d)
+		return
+	}
+	s.all[s.at] = d
+	s.at = (s.at + 1) % paceSamples
+}
+
+func (s *samples) clear() { s.all, s.at = s.all[:0], 0 }
+
+// tail is the latency that all but a hundredth of the samples stay below.
+func (s *samples) tail() time.Duration {
+	sorted := slices.Clone(s.all)
+	slices.Sort(sorted)
+	return sorted[int(math.Ceil(float64(len(sorted))*paceTail))-1]
 }
 
 // turn is a copy that waits to begin.
@@ -115,7 +156,7 @@ func (p *Pacer) Wait(ctx context.Context, n int64, copies int) error {
 		p.adapt()
 		var until time.Duration
 		switch {
-		case p.paused, p.first() != t:
+		case p.paused, p.first() != t, p.quiet(p.now()):
 			until = -1
 		default:
 			until = p.next.Sub(p.now())
@@ -179,57 +220,81 @@ func (p *Pacer) Wants() bool { return p.busy.Load() || p.nth.Add(1)%paceSparse =
 func (p *Pacer) Foreground(d time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if len(p.samples) < paceSamples {
-		p.samples = append(p.samples, d)
-	}
-	if p.now().Sub(p.last) > 4*paceWindow { // nobody copies
+	now := p.now()
+	switch {
+	case now.Sub(p.last) > paceOver: // nobody copies
 		p.busy.Store(len(p.queue) > 0)
-		if len(p.samples) >= 64 {
-			q := p.quantile()
-			if p.baseline > 0 {
-				q = (3*p.baseline + q) / 4
-			}
-			p.baseline = q
+		p.calm.add(d)
+	case p.quiet(now):
+		if now.Add(-d).Sub(p.quietFrom) >= paceSettle {
+			p.calm.add(d)
 		}
+	case !p.quiet(now.Add(-d)):
+		p.tense.add(d)
 	}
 }
 
-// quantile empties the samples and tells what speaks for them.
-func (p *Pacer) quantile() time.Duration {
-	slices.Sort(p.samples)
-	q := p.samples[int(float64(len(p.samples)-1)*paceQuantile)]
-	p.samples = p.samples[:0]
-	p.begun = p.now()
-	return q
-}
+// quiet tells whether copying is stopped at that time to learn what is undisturbed.
+func (p *Pacer) quiet(t time.Time) bool { return !t.Before(p.quietFrom) && t.Before(p.quietTo) }
 
-// adapt changes the rate once a window is over. Under mu.
+// adapt changes the rate when there is enough to judge by. Under mu.
 func (p *Pacer) adapt() {
 	now := p.now()
-	if now.Sub(p.begun) < paceWindow {
+	switch {
+	case p.quiet(now):
+		return
+	case now.Sub(p.last) > paceOver && now.Sub(p.quietTo) > paceOver: // copying begins
+		p.quietFrom = now.Add(paceQuietEvery)
+		p.judge(now)
+		return
+	case now.Sub(p.begun) < paceStep:
 		return
 	}
-	if now.Sub(p.last) > 4*paceWindow { // copying begins: what was seen is undisturbed
-		p.samples, p.begun = p.samples[:0], now
-		return
-	}
-	if len(p.samples) < paceEnough { // nobody to disturb
-		p.samples, p.begun, p.measuring = p.samples[:0], now, false
+	n := len(p.tense.all)
+	if n == 0 { // nobody to disturb
+		p.fell = false
 		p.rate = min(PaceCeiling, 2*p.rate)
+		p.judge(now)
 		return
 	}
-	q := p.quantile()
-	if p.baseline == 0 {
-		if p.measuring {
-			p.baseline = q
-		}
-		p.measuring, p.rate = true, PaceFloor
+	if n < paceEnough && now.Sub(p.begun) < paceLong {
 		return
 	}
-	switch ratio := float64(q-paceSlack) / float64(p.baseline); {
-	case ratio > paceTense:
-		p.rate = max(PaceFloor, p.rate*0.6)
-	case ratio < paceCalm:
-		p.rate = min(PaceCeiling, p.rate*1.25)
+	if len(p.calm.all) == 0 || !now.Before(p.quietFrom) {
+		p.quietFrom, p.quietTo = now, now.Add(paceQuiet)
+		time.AfterFunc(paceQuiet, p.resume)
+	}
+	if len(p.calm.all) > 0 {
+		p.steer(p.tense.tail(), p.calm.tail())
+	}
+	p.judge(now)
+}
+
+// resume ends a quiet time.
+func (p *Pacer) resume() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now := p.now()
+	p.quietFrom, p.quietTo = now.Add(paceQuietEvery), now
+	p.judge(now)
+	p.stir()
+}
+
+// judge begins a new window.
+func (p *Pacer) judge(now time.Time) {
+	p.tense.clear()
+	p.begun = now
+}
+
+// steer compares the tails of the foreground with copies and without.
+func (p *Pacer) steer(tense, calm time.Duration) {
+	switch {
+	case float64(tense-paceSlack) > paceGoal*float64(calm):
+		p.fell = true
+		p.rate = max(PaceFloor, p.rate*paceFall)
+	case p.fell:
+		p.rate = min(PaceCeiling, p.rate+max(paceRise, p.rate/8))
+	default:
+		p.rate = min(PaceCeiling, 2*p.rate)
 	}
 }

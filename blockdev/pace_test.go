@@ -60,27 +60,27 @@ func TestPacerYieldsToTheForeground(t *testing.T) {
 				p := NewPacer()
 				stop := make(chan struct{})
 				var wg sync.WaitGroup
-				copies := false
 				var mu sync.Mutex
+				var last time.Time // a copy began
 				wg.Go(func() {
 					foreground(p, func(rate int64) time.Duration {
 						mu.Lock()
 						defer mu.Unlock()
-						if !copies {
+						if time.Since(last) > 60*time.Millisecond {
 							return time.Millisecond
 						}
 						return c.latency(rate)
 					}, stop)
 				})
 				time.Sleep(2 * time.Second) // virtual: the baseline is learnt
-				mu.Lock()
-				copies = true
-				mu.Unlock()
 				end := time.Now().Add(time.Minute)
 				for time.Now().Before(end) {
 					if err := p.Wait(t.Context(), 1<<20, 1); err != nil {
 						t.Fatal(err)
 					}
+					mu.Lock()
+					last = time.Now()
+					mu.Unlock()
 				}
 				if r := p.Rate() >> 20; r < c.low || r > c.top {
 					t.Errorf("the rate came to rest at %d MiB/s, not in [%d, %d]", r, c.low, c.top)
@@ -112,6 +112,54 @@ func TestPacerObeysTheOperator(t *testing.T) {
 		if err := <-got; err != nil {
 			t.Error(err)
 		}
+	})
+}
+
+// TestPacerSteersByTheTail: one flush in fifty that waits for long is what a client
+// feels, however fast the others are.
+func TestPacerSteersByTheTail(t *testing.T) {
+	p := NewPacer()
+	for i := range 1000 {
+		p.calm.add(time.Millisecond)
+		d := time.Millisecond
+		if i%50 == 0 {
+			d = 3 * time.Millisecond
+		}
+		p.tense.add(d)
+	}
+	before := p.rate
+	if p.steer(p.tense.tail(), p.calm.tail()); p.rate >= before {
+		t.Errorf("the rate went from %v to %v", before, p.rate)
+	}
+}
+
+// TestPacerLooksAgain: what is undisturbed changes while it copies, as when another
+// process begins to use the disk. That is no reason to go slower for ever.
+func TestPacerLooksAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := NewPacer()
+		stop := make(chan struct{})
+		var wg sync.WaitGroup
+		began := time.Now()
+		wg.Go(func() {
+			foreground(p, func(int64) time.Duration {
+				if time.Since(began) < 10*time.Second {
+					return time.Millisecond
+				}
+				return 9 * time.Millisecond
+			}, stop)
+		})
+		time.Sleep(2 * time.Second)
+		for time.Since(began) < 40*time.Second {
+			if err := p.Wait(t.Context(), 4<<20, 1); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if r := p.Rate() >> 20; r < 100 {
+			t.Errorf("%d MiB/s, because somebody else slowed the disk down", r)
+		}
+		close(stop)
+		wg.Wait()
 	})
 }
 

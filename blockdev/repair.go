@@ -23,7 +23,7 @@ import (
 const (
 	// repairBatchBytes is about how much is read and written at a time, and
 	// repairStreams how many batches are under way.
-	repairBatchBytes = 2 << 20
+	repairBatchBytes = 1 << 20
 	repairStreams    = 3
 )
 

@@ -87,6 +87,7 @@ type Brick interface {
 	ID() ident.BrickID
 	Stable() brick.Stable
 	PutExtents(xs []brick.Extent) error
+	PutExtentsGently(xs []brick.Extent) error
 	ReadExtent(addr ident.Addr, p []byte, off int64) error
 	TryReadExtent(addr ident.Addr, p []byte, off int64) bool
 	StatExtent(addr ident.Addr) (size int64, ok bool)

@@ -62,7 +62,8 @@ func (s *Store) Put(ctx context.Context, vol ident.VolumeID, epoch uint64, repli
 	return res, nil
 }
 
-// PutTo stores xs on one brick, durable on return.
+// PutTo stores xs on one brick, durable on return. The brick writes them gently:
+// nobody waits for a repair.
 func (s *Store) PutTo(ctx context.Context, b overlay.BrickRef, vol ident.VolumeID, epoch uint64, xs []Extent) error {
 	all := make([]int, len(xs))
 	for i := range xs {
@@ -71,7 +72,7 @@ func (s *Store) PutTo(ctx context.Context, b overlay.BrickRef, vol ident.VolumeI
 		}
 		all[i] = i
 	}
-	p := &put{store: s, volume: vol, epoch: epoch, xs: xs}
+	p := &put{store: s, volume: vol, epoch: epoch, xs: xs, gentle: true}
 	for _, part := range p.messages(all) {
 		if err := p.send(ctx, b, part); err != nil {
 			return err
@@ -93,6 +94,7 @@ type put struct {
 	volume ident.VolumeID
 	epoch  uint64
 	xs     []Extent
+	gentle bool
 
 	bricks []*putBrick // sorted
 
@@ -236,7 +238,7 @@ func (p *put) messages(extents []int) [][]int {
 
 func (p *put) send(ctx context.Context, b overlay.BrickRef, part []int) (err error) {
 	s := p.store
-	r := putRequest{brick: b.Brick, volume: p.volume, epoch: p.epoch, extents: make([]brick.Extent, len(part))}
+	r := putRequest{brick: b.Brick, volume: p.volume, epoch: p.epoch, gentle: p.gentle, extents: make([]brick.Extent, len(part))}
 	n := 0
 	for i, x := range part {
 		x := &p.xs[x]

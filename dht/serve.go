@@ -52,6 +52,9 @@ func (s *Store) servePut(r putRequest) error {
 	}
 	return l.unlessStalled(func() error {
 		defer leave()
+		if r.gentle {
+			return l.PutExtentsGently(r.extents)
+		}
 		return l.PutExtents(r.extents)
 	})
 }

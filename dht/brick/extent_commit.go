@@ -14,6 +14,7 @@ type request struct {
 	places  []place
 	deletes []ident.Addr
 	cleans  []clean
+	gentle  bool    // places are written gently
 	replace bool    // places take the place of what the table has
 	reindex bool    // write the index anew
 	removed []entry // what the deletes took out of the table

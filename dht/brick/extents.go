@@ -46,6 +46,7 @@ type extents struct {
 	ending   atomic.Bool
 	queue    requestQueue
 	noHoles  sync.Once
+	gentle   sync.Mutex // one gentle put writes at a time; taken before everything else
 	running  sync.WaitGroup
 	// reclaimed is closed when the gaps found at open are punched.
 	reclaimed chan struct{}
@@ -63,7 +64,9 @@ type place struct {
 // of xs may be stored; putting them again is right. Kinds: Invalid (size),
 // Corrupt (Data is not what Addr says), NoSpace (the reserve would be touched),
 // Unavailable (broken).
-func (b *Brick) PutExtents(xs []Extent) error {
+func (b *Brick) PutExtents(xs []Extent) error { return b.putExtents(xs, false) }
+
+func (b *Brick) putExtents(xs []Extent, gentle bool) error {
 	s := b.extents
 	for i := range xs {
 		x := &xs[i]
@@ -80,7 +83,9 @@ func (b *Brick) PutExtents(xs []Extent) error {
 		todo[i] = &xs[i]
 	}
 	for len(todo) > 0 {
-		again, err := s.put(newRequest(), todo)
+		r := newRequest()
+		r.gentle = gentle
+		again, err := s.put(r, todo)
 		if err != nil {
 			return err
 		}
@@ -116,7 +121,7 @@ func (s *extents) put(r *request, xs []*Extent) (again []*Extent, err error) {
 		return nil, err
 	}
 	if len(r.places) > 0 {
-		if err := s.write(r.places); err != nil {
+		if err := s.writeAs(r); err != nil {
 			s.giveUp(r, err)
 			return nil, s.orFail("put", err)
 		}
@@ -258,8 +263,21 @@ func (s *extents) seal() {
 	}
 }
 
-// write writes records that follow each other in one call.
-func (s *extents) write(places []place) error {
+// writeAs writes the records of a request in its way.
+func (s *extents) writeAs(r *request) error {
+	if !r.gentle {
+		return s.write(r.places, func(f vfs.File, bufs [][]byte, off int64) error {
+			_, err := f.WritevAt(bufs, off)
+			return err
+		})
+	}
+	s.gentle.Lock()
+	defer s.gentle.Unlock()
+	return s.write(r.places, writeGently)
+}
+
+// write writes records that follow each other in one call of to.
+func (s *extents) write(places []place, to func(f vfs.File, bufs [][]byte, off int64) error) error {
 	heads := make([]byte, len(places)*extentHeader)
 	bufs := make([][]byte, 0, 3*len(places))
 	for i := 0; i < len(places); {
@@ -280,7 +298,7 @@ func (s *extents) write(places []place) error {
 		if err != nil {
 			return err
 		}
-		_, err = f.WritevAt(bufs, first.offset)
+		err = to(f, bufs, first.offset)
 		first.seg.mu.RUnlock()
 		if err != nil {
 			return err

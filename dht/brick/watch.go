@@ -200,6 +200,17 @@ func (f *watchedFile) WritevAt(bufs [][]byte, off int64) (int, error) {
 	return f.File.WritevAt(bufs, off)
 }
 
+// Clean implements vfs.Cleaner.
+func (f *watchedFile) Clean(off, n int64) error {
+	c, ok := f.File.(vfs.Cleaner)
+	if !ok {
+		return nil
+	}
+	i := f.w.begin("clean", f.name)
+	defer f.w.end(i)
+	return c.Clean(off, n)
+}
+
 func (f *watchedFile) Sync() error {
 	i := f.w.begin("sync", f.name)
 	defer f.w.end(i)

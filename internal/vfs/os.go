@@ -258,6 +258,25 @@ func (f *osFile) writeAt(p []byte, off int64) (int, error) {
 	return done, nil
 }
 
+// Clean implements Cleaner.
+func (f *osFile) Clean(off, n int64) error {
+	if err := f.enter("vfs.clean"); err != nil {
+		return err
+	}
+	defer f.life.RUnlock()
+	for {
+		err := unix.SyncFileRange(f.fd, off, n,
+			unix.SYNC_FILE_RANGE_WAIT_BEFORE|unix.SYNC_FILE_RANGE_WRITE|unix.SYNC_FILE_RANGE_WAIT_AFTER)
+		switch err {
+		case unix.EINTR:
+			continue
+		case unix.ENOSYS, unix.ESPIPE:
+			return nil // a file system without it: the sync does all
+		}
+		return osError("vfs.clean", f.name, err)
+	}
+}
+
 // iovMax is the most vectors that one pwritev takes (IOV_MAX of Linux).
 const iovMax = 1024
 

@@ -1,0 +1,93 @@
+#!/usr/bin/env bash
+# What repair costs the foreground, and how fast it is. Five nodes on one disk, a volume of three copies with DATA
+# (2G) in it; one node is lost for good. While its copies are made anew, a client writes 4 KiB at a time to another volume and
+# flushes each: in windows of WINDOW (3) seconds that alternate between repair going on and repair paused by the
+# operator, so that both see the same neighbours on the machine. Prints the windows, their medians, and MiB/s of copies.
+# Without a client at the end, if there is anything left: what the disk allows. RATE limits repair ('auto': none).
+# usage: bench/repair.sh     env: DATA WINDOW ROUNDS RATE GABION_RIG_DIR GABION_BIN
+set -euo pipefail
+cd "$(dirname "$0")/.."
+test/needs.sh fio jq
+bin=${GABION_BIN:-bin/gabion}
+[ -n "${GABION_BIN:-}" ] || go build -trimpath -o "$bin" ./cmd/gabion
+window=${WINDOW:-3}
+dir=$(mktemp -d "${GABION_RIG_DIR:-/var/tmp}/gabion-repair-XXXXXX")
+pids=()
+trap 'for p in "${pids[@]}"; do kill -9 "$p" 2>/dev/null || true; done; wait 2>/dev/null || true; rm -rf "$dir"' EXIT
+
+start() { # node, arguments
+	local n=$1
+	shift
+	"$bin" node run --dir "$dir/n$n" --name "n$n" --listen 127.0.0.1:0 --nbd 127.0.0.1:0 --http off --iscsi off "$@" >"$dir/n$n.log" 2>&1 &
+	pids[n]=$!
+	for _ in $(seq 200); do
+		[ -e "$dir/n$n/run.json" ] && return
+		sleep 0.1
+	done
+	tail -3 "$dir/n$n.log"
+	exit 1
+}
+g() { "$bin" --dir "$dir/n1" "$@"; }
+health() { g status --json | jq -r ".volumes[] | select(.name == \"$1\") | .health"; }
+left() { g status --json | jq -r '[.volumes[] | select(.name == "data") | .repair.bytes // 0] | add'; }
+await_ok() {
+	for _ in $(seq 600); do
+		[ "$(health data)" = ok ] && return
+		sleep 0.1
+	done
+	echo "not redundant after a minute" >&2
+	exit 1
+}
+# foreground: fsync p50, p99 in ms, and writes per second
+foreground() {
+	fio --name=fg --ioengine=nbd --uri="$uri/fg" --rw=randwrite --bs=4k --size=256m --iodepth=1 --fsync=1 --time_based \
+		--runtime="$1" --output-format=json 2>/dev/null | sed -n '/^{/,$p' |
+		jq -r '.jobs[0] | [.sync.lat_ns.percentile["50.000000"] / 1e6, .sync.lat_ns.percentile["99.000000"] / 1e6, .write.iops] | @tsv'
+}
+median() { sort -n | awk '{ v[NR] = $1 } END { print NR ? v[int((NR + 1) / 2)] : "-" }'; }
+
+start 1
+uri=nbd://$(jq -r .nbd "$dir/n1/run.json")
+token=$(g pool token)
+for n in 2 3 4 5; do start "$n" --join "$(jq -r .listen "$dir/n1/run.json")" --token "$token"; done
+g pool set repair-rate="${RATE:-auto}" >/dev/null
+g volume create data --size 8G --replicas 3 >/dev/null
+g volume create fg --size 256M --replicas 3 >/dev/null
+fio --name=fill --ioengine=nbd --uri="$uri/data" --rw=write --bs=1M --size="${DATA:-2g}" --iodepth=4 --refill_buffers \
+	--end_fsync=1 >/dev/null
+await_ok
+sync -f "$dir"
+echo "disk alone, one stream: $(dd if=/dev/zero of="$dir/dd" bs=1M count=1000 conv=fdatasync 2>&1 | tail -1 | awk -F, '{ print $NF }')"
+rm "$dir/dd"
+foreground 2 >/dev/null # what is fresh is slow
+g pool set repair=off >/dev/null
+kill -9 "${pids[5]}"
+wait "${pids[5]}" 2>/dev/null || true
+sleep 3
+g node lost n5 >/dev/null
+for _ in $(seq 100); do [ "$(left)" != 0 ] && break; sleep 0.1; done
+echo "to copy: $(($(left) >> 20)) MiB"
+printf '%-10s %10s %10s %8s %10s\n' window "p50 ms" "p99 ms" iops "MiB/s"
+for r in $(seq "${ROUNDS:-8}"); do
+	for what in off on; do
+		g pool set repair=$what >/dev/null
+		before=$(left)
+		began=$(date +%s%N)
+		f=$(foreground "$window")
+		after=$(left)
+		took=$((($(date +%s%N) - began) / 1000000))
+		echo "$what $f $((((before - after) >> 10) * 1000 / took >> 10))" | tee -a "$dir/result" | xargs printf '%-10s %10.2f %10.2f %8.0f %10d\n'
+		[ "$after" != 0 ] || break 2
+	done
+done
+for what in off on; do
+	echo "median, repair $what: p50 $(awk "\$1 == \"$what\" { print \$2 }" "$dir/result" | median) ms," \
+		"p99 $(awk "\$1 == \"$what\" { print \$3 }" "$dir/result" | median) ms," \
+		"copies $(awk "\$1 == \"$what\" { print \$5 }" "$dir/result" | median) MiB/s"
+done
+before=$(left)
+began=$(date +%s%N)
+g pool set repair=on >/dev/null
+await_ok
+took=$((($(date +%s%N) - began) / 1000000))
+[ "$((before >> 20))" -lt 100 ] || echo "the rest, nobody else there: $((before >> 20)) MiB at $(((before >> 10) * 1000 / took >> 10)) MiB/s"
