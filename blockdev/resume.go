@@ -4,6 +4,8 @@ import (
 	"context"
 
 	"github.com/gabion-storage/gabion/internal/fault"
+	"github.com/gabion-storage/gabion/internal/ident"
+	"github.com/gabion-storage/gabion/quorum"
 	"github.com/gabion-storage/gabion/target"
 )
 
@@ -23,7 +25,49 @@ type known struct {
 	closed chan struct{} // closed when the client's server is done with the session
 }
 
-var _ target.Ender = (*session)(nil)
+var (
+	_ target.Ender = (*session)(nil)
+	_ target.Able  = (*Manager)(nil)
+)
+
+// Able implements target.Able. Without a majority of its voters in touch a
+// holder answers no write, nor a read once the lease has run out, and others may
+// take the volume over at about that time.
+func (m *Manager) Able(name string) error {
+	if isSnapshot(name) {
+		return nil
+	}
+	d, err := m.find(name)
+	if err != nil {
+		return nil // whoever opens it is told
+	}
+	m.mu.Lock()
+	a := m.vols[d.ID]
+	m.mu.Unlock()
+	if a == nil {
+		return nil
+	}
+	select {
+	case <-a.ready:
+	default:
+		return nil // it is being attached
+	}
+	if a.vol == nil || a.vol.inTouch() {
+		return nil
+	}
+	return fault.Newf(fault.Unavailable, "volume", name, "this node holds it and is cut off from most nodes that have its log")
+}
+
+// inTouch tells whether a majority of the voters has answered lately.
+func (v *Volume) inTouch() bool {
+	var voters []ident.NodeID
+	for _, m := range v.log.Members().Members {
+		if m.Role != quorum.Learner {
+			voters = append(voters, m.Node)
+		}
+	}
+	return v.cfg.View.LeaseValid(voters)
+}
 
 // Resume implements target.Resumer. A session is over for the protocol server
 // only when the volume has completed whatever it had been given, so waiting for

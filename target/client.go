@@ -35,3 +35,13 @@ type Resumer interface {
 // lost. The channel that Resume returned is closed too, perhaps a moment later
 // than operations fail for that reason.
 type Ender interface{ Gone() <-chan struct{} }
+
+// Able is implemented by Exports that may hold a volume without being able to
+// serve it.
+type Able interface {
+	// Able tells whether requests to an export can be answered as far as is known
+	// now, without attaching anything: nil, or Unavailable while a volume is
+	// attached here and this node is cut off from those that it needs for it. A
+	// client had better go elsewhere then.
+	Able(name string) error
+}

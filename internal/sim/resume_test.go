@@ -165,3 +165,42 @@ func TestGrowthIsTold(t *testing.T) {
 	case <-time.After(50 * time.Millisecond):
 	}
 }
+
+// TestCutOffHolderSaysSo cuts the holder off: once its lease has run out it
+// tells who asks that it cannot serve, and no longer when it is back. A node that
+// does not hold the volume says nothing.
+func TestCutOffHolderSaysSo(t *testing.T) {
+	t.Parallel()
+	ctx, c := start(t, 4)
+	a := c.Nodes[0]
+	s, _ := resume(t, ctx, a, named(1, 1))
+	defer s.Close()
+	mustPut(t, s, 0, 10, false)
+	if err := a.Manager.Able("v"); err != nil {
+		t.Fatal(err)
+	}
+	until := func(able bool) {
+		t.Helper()
+		for end := time.Now().Add(patience); ; pause(ctx, 5*time.Millisecond) {
+			err := a.Manager.Able("v")
+			if able == (err == nil) && (able || fault.Is(err, fault.Unavailable)) {
+				return
+			}
+			if time.Now().After(end) {
+				t.Fatalf("able: %v; it says: %v", able, err)
+			}
+		}
+	}
+	cut := time.Now()
+	c.Net.Isolate(a.ID)
+	until(false)
+	if took := time.Since(cut); took > leaseDuration+takeoverMax {
+		t.Errorf("it took %v", took)
+	}
+	if err := c.Nodes[1].Manager.Able("v"); err != nil {
+		t.Errorf("a node that does not hold it: %v", err)
+	}
+	c.Net.Rejoin(a.ID)
+	until(true)
+	mustPut(t, s, 0, 11, false)
+}

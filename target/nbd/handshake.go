@@ -203,6 +203,12 @@ func (h *handshake) info(o proto.Option, data []byte) error {
 	if h.hidden(o, q.Name) {
 		return nil
 	}
+	if a, ok := h.srv.cfg.Exports.(target.Able); ok {
+		if err := a.Able(q.Name); err != nil {
+			h.refuse(o, proto.RepErrShutdown, err.Error()) // the word for: try another node
+			return nil
+		}
+	}
 	var e target.Export
 	err = h.ours(func(ctx context.Context) (err error) {
 		e, err = h.srv.cfg.Exports.Stat(ctx, q.Name)

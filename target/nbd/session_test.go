@@ -3,7 +3,9 @@ package nbd_test
 import (
 	"context"
 	"io"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/gabion-storage/gabion/internal/fault"
@@ -115,4 +117,43 @@ func TestLostAttachmentAnswersShutdown(t *testing.T) {
 			t.Fatalf("%v %v", errno, err)
 		}
 	}
+}
+
+// shaky holds volumes that it cannot serve at times.
+type shaky struct {
+	*targettest.Exports
+	cut atomic.Bool
+}
+
+func (s *shaky) Able(name string) error {
+	if s.cut.Load() {
+		return fault.Newf(fault.Unavailable, "open", name, "cut off")
+	}
+	return nil
+}
+
+// Who asks about an export that cannot be served, or for it, is sent elsewhere
+// rather than kept waiting.
+func TestCutOffExportIsNotGiven(t *testing.T) {
+	e, _ := pool()
+	s := &shaky{Exports: e}
+	_, addr := start(t, s, nil)
+	d, err := open(t, "tcp", addr, "a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	s.cut.Store(true)
+	if _, err := open(t, "tcp", addr, "a"); err == nil || !strings.Contains(err.Error(), "cut off") {
+		t.Errorf("opened: %v", err)
+	}
+	if err := targettest.Write(d, make([]byte, 4096), 0, false); err != nil {
+		t.Errorf("who has it already: %v", err)
+	}
+	s.cut.Store(false)
+	d2, err := open(t, "tcp", addr, "a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	d2.Close()
 }

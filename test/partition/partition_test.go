@@ -17,7 +17,7 @@ import (
 const (
 	goesOnMax  = 3 * time.Second  // when a majority stays in reach of the holder
 	elsewhere  = 10 * time.Second // until another node serves a new client
-	movesMax   = 25 * time.Second // until an attached client has moved
+	movesMax   = 10 * time.Second // until an attached client has moved
 	resumesMax = 10 * time.Second // after all nodes see each other again
 	frozenFor  = 6 * time.Second  // longer than each lease and timeout that lets others go on
 	inFlight   = time.Second      // for an answer on its way when the cut was made
