@@ -113,14 +113,14 @@ func (b *backend) Groups() []scsi.PortGroup {
 
 // rig is a server on loopback.
 type rig struct {
-	t    *testing.T
+	t    testing.TB
 	srv  *iscsi.Server
 	addr string
 	*shelf
 }
 
 // serve starts a server with s; tune may change its configuration.
-func serve(t *testing.T, s *shelf, tune func(*iscsi.Config)) *rig {
+func serve(t testing.TB, s *shelf, tune func(*iscsi.Config)) *rig {
 	t.Helper()
 	cfg := iscsi.Config{Targets: s}
 	if tune != nil {
