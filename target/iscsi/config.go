@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/gabion-storage/gabion/internal/fault"
+	"github.com/gabion-storage/gabion/target/edge"
 	"github.com/gabion-storage/gabion/target/iscsi/login"
 	"github.com/gabion-storage/gabion/target/iscsi/scsi"
 )
@@ -14,10 +15,10 @@ import (
 const (
 	// TurnMax bounds the PDUs that the reader takes up before it sends what it
 	// has and kicks the device.
-	TurnMax = 64
+	TurnMax = edge.TurnMax
 	// BytesFree is what every connection may have in memory without asking the
 	// budget that all share, in bytes.
-	BytesFree = 1 << 20
+	BytesFree = edge.BytesFree
 	// OutputMax bounds what waits to be sent to a client before it is not read
 	// from any more, in bytes: the longest answer of a command and as much again.
 	OutputMax = 2 * scsi.TransferMax
@@ -178,4 +179,6 @@ func (c Config) normal() (Config, error) {
 
 // recvMax is the longest data segment that fits into the input buffer with
 // everything around it.
-const recvMax = classStreamData
+const recvMax = edge.StreamBytes
+
+const _ = uint(edge.BufferMax - scsi.TransferMax) // the longest transfer fits into a buffer

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/gabion-storage/gabion/internal/fault"
+	"github.com/gabion-storage/gabion/target/edge"
 	"github.com/gabion-storage/gabion/target/iscsi/login"
 	"github.com/gabion-storage/gabion/target/iscsi/pdu"
 	"github.com/gabion-storage/gabion/target/iscsi/scsi"
@@ -12,7 +13,7 @@ import (
 
 // negotiate takes a new connection through its login. On success the session is
 // open, its Login Response sent, and the deadline of the connection lifted.
-func (c *conn) negotiate(cl *client) error {
+func (c *conn) negotiate(ec *edge.Conn[*conn]) error {
 	if err := c.nc.SetDeadline(time.Now().Add(c.srv.cfg.LoginTimeout)); err != nil {
 		return fault.New(fault.Unavailable, "iscsi.login", c.peer, err)
 	}
@@ -21,7 +22,7 @@ func (c *conn) negotiate(cl *client) error {
 		if err := c.fill(pdu.HeaderSize); err != nil {
 			return err
 		}
-		h := *(*pdu.Header)(c.in.b[c.r:])
+		h := *(*pdu.Header)(c.Input())
 		if h.Opcode() != pdu.OpLogin || h.AHSLength() > 0 || h.DataLength() > login.TextMax {
 			return fault.Newf(fault.Invalid, "iscsi.login", c.peer, "a %v of %d bytes where a Login Request is due", h.Opcode(), h.DataLength())
 		}
@@ -33,7 +34,7 @@ func (c *conn) negotiate(cl *client) error {
 		c.expCmdSN = h.CmdSN()
 		if state == login.Ready {
 			c.who, c.params = m.Who, m.Params
-			c.establish(cl, &resp)
+			c.establish(ec, &resp)
 			if resp.Status != pdu.LoginSuccess {
 				state = login.Failed
 			}
@@ -47,7 +48,7 @@ func (c *conn) negotiate(cl *client) error {
 			c.digests = pdu.Digests{Header: c.params.HeaderDigest, Data: c.params.DataDigest}
 			c.recvMax = int(c.params.RecvMax)
 			c.nc.SetDeadline(time.Time{})
-			c.widen()
+			c.Widen(edge.StreamBytes) // who only logs in gets less
 			return nil
 		case login.Failed:
 			if m.Err != nil {
@@ -56,17 +57,6 @@ func (c *conn) negotiate(cl *client) error {
 			return fault.Newf(fault.Unavailable, "iscsi.login", m.Who.Initiator, "status 0x%04x", uint16(resp.Status))
 		}
 	}
-}
-
-// widen gives the connection room for what a session may send. Who only logs in
-// gets less.
-func (c *conn) widen() {
-	b := getClass(classStream)
-	b.b = b.b[:cap(b.b)]
-	c.w = copy(b.b, c.in.b[c.r:c.w])
-	c.r = 0
-	c.in.put()
-	c.in = b
 }
 
 func random(b []byte) {
@@ -106,7 +96,7 @@ func (c *conn) admit(w login.Who) login.Grant {
 		g.Status = pdu.LoginServiceUnavailable
 	case !allows(t.Initiators, w.Initiator):
 		g.Status = pdu.LoginNotAuthorized
-	case w.TSIH != 0 && c.srv.sessionTSIH(w) != nil:
+	case w.TSIH != 0 && c.srv.sessions.find(w) != nil:
 		// A second connection, or the replacement of one, which both are beyond
 		// level 0 with one connection.
 		g.Status = pdu.LoginTooManyConnections
@@ -119,8 +109,8 @@ func (c *conn) admit(w login.Who) login.Grant {
 
 // establish opens the session that a login ends in: an older one of the same
 // initiator port is ended first (section 6.3.5). It sets the status of resp.
-func (c *conn) establish(cl *client, resp *pdu.LoginResponse) {
-	if !c.srv.choose(cl) {
+func (c *conn) establish(ec *edge.Conn[*conn], resp *pdu.LoginResponse) {
+	if !ec.Choose() {
 		resp.Status = pdu.LoginOutOfResources
 		return
 	}
@@ -129,16 +119,16 @@ func (c *conn) establish(cl *client, resp *pdu.LoginResponse) {
 			return
 		}
 	}
-	c.tsih = c.srv.enrol(c)
+	c.tsih = c.srv.sessions.enrol(c)
 	resp.TSIH = c.tsih
 }
 
 func (c *conn) open() pdu.LoginStatus {
-	if !c.srv.replace(c) {
+	if !c.srv.sessions.replace(c, c.srv.cfg.ReinstateMax) {
 		c.log.Warn("the session that a new one replaces does not end", "initiator", c.who.Initiator, "target", c.who.Target)
 		return pdu.LoginTargetError
 	}
-	u, err := c.srv.cfg.Targets.Open(c.ctx, c.who.Target, c.who.Initiator, c.peer)
+	u, err := c.srv.cfg.Targets.Open(c.Context(), c.who.Target, c.who.Initiator, c.peer)
 	if err != nil {
 		c.log.Info("a target cannot be opened", "target", c.who.Target, "error", err)
 		if fault.Is(err, fault.NotFound) {

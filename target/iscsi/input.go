@@ -14,7 +14,7 @@ func (c *conn) loop() error {
 		if err := c.fill(pdu.HeaderSize); err != nil {
 			return err
 		}
-		h := (*pdu.Header)(c.in.b[c.r:])
+		h := (*pdu.Header)(c.Input())
 		if n := h.DataLength(); n > c.recvMax {
 			return c.protocol(h, pdu.RejectProtocol, "a data segment of %d bytes, the limit is %d", n, c.recvMax)
 		}
@@ -25,17 +25,14 @@ func (c *conn) loop() error {
 		if err := c.fill(n); err != nil {
 			return err
 		}
-		var header pdu.Header // the buffer moves when more is read
-		copy(header[:], c.in.b[c.r:])
-		if c.digests.Header && !pdu.HeaderDigestOK(c.in.b[c.r:], header.AHSLength()) {
+		copy(c.header[:], c.Input()) // the buffer moves when more is read
+		if c.digests.Header && !pdu.HeaderDigestOK(c.Input(), c.header.AHSLength()) {
 			return fault.Newf(fault.Invalid, "iscsi.pdu", c.peer, "a header does not match its digest")
 		}
-		if err := c.dispatch(&header); err != nil {
+		if err := c.dispatch(&c.header); err != nil {
 			return err
 		}
-		if c.turn++; c.turn >= TurnMax {
-			c.turnOver()
-		}
+		c.Count()
 		if err := c.throttle(); err != nil {
 			return err
 		}
@@ -44,29 +41,19 @@ func (c *conn) loop() error {
 
 // throttle waits while the client does not take what it is sent.
 func (c *conn) throttle() error {
-	c.mu.Lock()
-	full := func() bool { return !c.dead && (c.out.bytes > OutputMax || c.out.pdus > ResponsesMax) }
-	if !full() {
-		dead, why := c.dead, c.why
-		c.mu.Unlock()
-		if dead {
-			return why
-		}
-		return nil
-	}
-	c.mu.Unlock()
-	c.pause()
-	c.mu.Lock()
-	for full() {
-		c.wait()
-	}
-	c.hold = true
-	dead, why := c.dead, c.why
-	c.mu.Unlock()
-	if dead {
+	c.Lock()
+	full, why := c.outputFull(), c.Why()
+	c.Unlock()
+	if !full {
 		return why
 	}
-	return nil
+	return c.Await(c.outputFull)
+}
+
+// outputFull tells, under the lock, that too much waits to be sent.
+func (c *conn) outputFull() bool {
+	bytes, pdus := c.Unsent()
+	return bytes > OutputMax || pdus > ResponsesMax
 }
 
 // errSkip says that a PDU is to be ignored.
@@ -126,8 +113,8 @@ func (c *conn) sequence(h *pdu.Header) error {
 	if h.Immediate() {
 		return nil
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
+	c.Lock()
+	defer c.Unlock()
 	sn := h.CmdSN()
 	switch {
 	case mutant.On("window-open"):
@@ -159,13 +146,11 @@ func (c *conn) skipIf(h *pdu.Header, err error) error {
 
 // skip passes over n bytes of input.
 func (c *conn) skip(n int) error {
-	for n > 0 {
-		if err := c.fill(1); err != nil {
-			return err
-		}
-		k := min(n, c.w-c.r)
-		c.r += k
-		n -= k
+	if n > len(c.Input()) {
+		defer c.hear()
+	}
+	if err := c.Skip(n); err != nil {
+		return c.readError(err, false)
 	}
 	return nil
 }
@@ -177,13 +162,12 @@ func (c *conn) segment(h *pdu.Header) ([]byte, error) {
 	if err := c.fill(pdu.Size(h, c.digests)); err != nil {
 		return nil, err
 	}
-	at := c.r + pdu.DataOffset(h, c.digests)
-	c.r += pdu.Size(h, c.digests)
+	data := c.Next(pdu.Size(h, c.digests))[pdu.DataOffset(h, c.digests):]
 	n := h.DataLength()
-	if n > 0 && c.digests.Data && !pdu.DataDigestOK(c.in.b[at:c.r]) {
+	if n > 0 && c.digests.Data && !pdu.DataDigestOK(data) {
 		return nil, c.protocol(h, pdu.RejectDataDigest, "the data of a %v do not match their digest", h.Opcode())
 	}
-	return c.in.b[at : at+n], nil
+	return data[:n], nil
 }
 
 // into reads the data segment of h, of which the headers are taken off the
@@ -208,32 +192,31 @@ func (c *conn) into(h *pdu.Header, dst []byte) (ok bool, err error) {
 		if err := c.fill(1); err != nil {
 			return false, err
 		}
-		k := min(left, c.w-c.r)
-		sum = pdu.UpdateDataDigest(sum, c.in.b[c.r:c.r+k])
-		c.r += k
+		k := min(left, len(c.Input()))
+		sum = pdu.UpdateDataDigest(sum, c.Next(k))
 		left -= k
 	}
 	if err := c.fill(pdu.DigestSize); err != nil {
 		return false, err
 	}
-	got := [pdu.DigestSize]byte(c.in.b[c.r:])
-	c.r += pdu.DigestSize
+	got := [pdu.DigestSize]byte(c.Next(pdu.DigestSize))
 	return got == pdu.FinishDataDigest(sum, 0), nil
 }
 
 // refuse answers a PDU with a Reject and passes over it.
 func (c *conn) refuse(h *pdu.Header, reason byte) error {
-	c.mu.Lock()
+	c.Lock()
 	c.appendReject(h, reason)
-	c.mu.Unlock()
+	c.Unlock()
 	return c.skip(pdu.Size(h, c.digests))
 }
 
 // protocol answers a PDU with a Reject and ends the connection.
 func (c *conn) protocol(h *pdu.Header, reason byte, format string, args ...any) error {
-	c.mu.Lock()
+	c.Lock()
 	c.appendReject(h, reason)
-	c.sendAndUnlock()
+	c.Unlock()
+	c.Turn()
 	return fault.Newf(fault.Invalid, "iscsi.pdu", c.peer, format, args...)
 }
 
@@ -259,11 +242,11 @@ func (c *conn) unstamped() pdu.SN {
 
 // appendPDU appends a PDU with a short data segment, under mu.
 func (c *conn) appendPDU(h *pdu.Header, data []byte) {
-	if c.dead {
+	if c.Dead() {
 		return
 	}
 	h.SetDataLength(len(data))
-	b := c.room(pdu.Size(h, c.digests))
+	b := c.Room(pdu.Size(h, c.digests))
 	copy(b, h[:])
 	if c.digests.Header {
 		pdu.PutHeaderDigest(b, 0)
@@ -276,5 +259,5 @@ func (c *conn) appendPDU(h *pdu.Header, data []byte) {
 			copy(p[pdu.Padded(len(data)):], d[:])
 		}
 	}
-	c.endPDU()
+	c.End()
 }

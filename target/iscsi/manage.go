@@ -15,14 +15,14 @@ func lunOK(lun uint64) bool { return lun == 0 || lun == 0x4000<<48 }
 // manage carries out a task management function (section 11.5). The response
 // comes when nothing of the commands it is about can take effect any more.
 func (c *conn) manage(p pdu.TaskMgmt) error {
-	c.mu.Lock()
+	c.Lock()
 	if c.managing >= ImmediateMax {
 		c.appendManaged(p.ITT, pdu.FunctionRejected)
-		c.mu.Unlock()
+		c.Unlock()
 		return nil
 	}
 	c.managing++
-	c.mu.Unlock()
+	c.Unlock()
 	answer := func(response byte) { c.managed(p.ITT, response) }
 	wholeUnit := p.Function == pdu.AbortTaskSet || p.Function == pdu.ClearTaskSet || p.Function == pdu.LUNReset
 	if wholeUnit && !lunOK(p.LUN) {
@@ -34,21 +34,21 @@ func (c *conn) manage(p pdu.TaskMgmt) error {
 	case pdu.AbortTask:
 		c.abortTask(&p, answer)
 	case pdu.AbortTaskSet:
-		c.mu.Lock()
+		c.Lock()
 		c.dropGathering(all)
-		c.mu.Unlock()
+		c.Unlock()
 		c.nexus.AbortTaskSet(func() { answer(pdu.FunctionComplete) })
 	case pdu.ClearTaskSet:
-		c.srv.dropGathering(c.who.Target)
+		c.srv.sessions.dropGathering(c.who.Target)
 		c.nexus.ClearTaskSet(func() { answer(pdu.FunctionComplete) })
 	case pdu.LUNReset, pdu.TargetWarmReset:
-		c.srv.dropGathering(c.who.Target)
+		c.srv.sessions.dropGathering(c.who.Target)
 		c.unit.LU.Reset(func() { answer(pdu.FunctionComplete) })
 	case pdu.TargetColdReset:
-		c.srv.dropGathering(c.who.Target)
+		c.srv.sessions.dropGathering(c.who.Target)
 		c.unit.LU.Reset(func() {
 			answer(pdu.FunctionComplete)
-			c.srv.coldReset(c)
+			c.srv.sessions.coldReset(c)
 		})
 	case pdu.TaskReassign:
 		answer(pdu.FunctionNoReassign)
@@ -60,20 +60,20 @@ func (c *conn) manage(p pdu.TaskMgmt) error {
 }
 
 func (c *conn) abortTask(p *pdu.TaskMgmt, answer func(byte)) {
-	c.mu.Lock()
+	c.Lock()
 	t := c.tasks[p.RefITT]
 	if t == nil || t.cmd.LUN != p.LUN {
-		c.mu.Unlock()
+		c.Unlock()
 		answer(pdu.FunctionNoTask)
 		return
 	}
 	if t.gathering {
 		c.dropGathering(func(x *task) bool { return x == t })
-		c.mu.Unlock()
+		c.Unlock()
 		answer(pdu.FunctionComplete)
 		return
 	}
-	c.mu.Unlock()
+	c.Unlock()
 	c.nexus.AbortTask(uint64(p.RefITT), func(found bool) {
 		if found {
 			answer(pdu.FunctionComplete)
@@ -85,14 +85,10 @@ func (c *conn) abortTask(p *pdu.TaskMgmt, answer func(byte)) {
 
 // managed ends a task management function.
 func (c *conn) managed(itt uint32, response byte) {
-	c.mu.Lock()
+	c.Lock()
 	c.managing--
 	c.appendManaged(itt, response)
-	flush := c.nudge()
-	c.mu.Unlock()
-	if flush {
-		c.flush()
-	}
+	c.UnlockAndSend(c.executing == 0)
 }
 
 // appendManaged appends the response to a task management function, under mu.
@@ -105,8 +101,8 @@ func (c *conn) appendManaged(itt uint32, response byte) {
 
 // nopOut answers a NOP-Out, or takes it for the answer to a ping.
 func (c *conn) nopOut(p pdu.NopOut, data []byte) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
+	c.Lock()
+	defer c.Unlock()
 	if p.ITT == pdu.NoTag {
 		if p.TTT == c.ping {
 			c.ping = 0
@@ -124,15 +120,15 @@ func (c *conn) nopOut(p pdu.NopOut, data []byte) error {
 // one that gave none, and says when to look again.
 func (c *conn) pingOrWait() time.Duration {
 	silent := time.Since(time.Unix(0, c.heard.Load()))
-	c.mu.Lock()
+	c.Lock()
 	switch {
 	case silent < c.srv.cfg.PingInterval:
 		c.ping = 0
-		c.mu.Unlock()
+		c.Unlock()
 		return c.srv.cfg.PingInterval - silent
 	case c.ping != 0:
-		c.mu.Unlock()
-		c.kill(fault.Newf(fault.Timeout, "iscsi.ping", c.peer, "the initiator gave no sign of life for %v", silent.Round(time.Second)))
+		c.Unlock()
+		c.Kill(fault.Newf(fault.Timeout, "iscsi.ping", c.peer, "the initiator gave no sign of life for %v", silent.Round(time.Second)))
 		return c.srv.cfg.PingInterval
 	}
 	c.ping = c.newTTT()
@@ -140,11 +136,7 @@ func (c *conn) pingOrWait() time.Duration {
 	var h pdu.Header
 	q.Put(&h)
 	c.appendPDU(&h, nil)
-	flush := c.nudge()
-	c.mu.Unlock()
-	if flush {
-		c.flush()
-	}
+	c.UnlockAndSend(c.executing == 0)
 	return c.srv.cfg.PingTimeout
 }
 
@@ -160,20 +152,17 @@ func (c *conn) logout(p pdu.LogoutRequest) error {
 		response = pdu.LogoutNoRecovery
 	}
 	if response == pdu.LoggedOut {
-		c.pause()
-		c.mu.Lock()
+		c.Lock()
 		c.dropGathering(func(*task) bool { return true })
-		for !c.dead && (c.executing > 0 || c.managing > 0) {
-			c.wait()
-		}
-		c.mu.Unlock()
+		c.Unlock()
+		c.Await(c.busy)
 	}
-	c.mu.Lock()
+	c.Lock()
 	q := pdu.LogoutResponse{Response: response, ITT: p.ITT, SN: c.stamp(), Time2Wait: uint16(c.params.Time2Wait)}
 	var h pdu.Header
 	q.Put(&h)
 	c.appendPDU(&h, nil)
-	c.mu.Unlock()
+	c.Unlock()
 	if response == pdu.LoggedOut {
 		return errLogout
 	}
@@ -182,16 +171,12 @@ func (c *conn) logout(p pdu.LogoutRequest) error {
 
 // askLogout tells the client that the server is going away.
 func (c *conn) askLogout(timeout time.Duration) {
-	c.mu.Lock()
+	c.Lock()
 	p := pdu.Async{SN: c.stamp(), Event: pdu.EventLogout, Parameter3: uint16(max(1, timeout/time.Second))}
 	var h pdu.Header
 	p.Put(&h)
 	c.appendPDU(&h, nil)
-	flush := c.nudge()
-	c.mu.Unlock()
-	if flush {
-		c.flush()
-	}
+	c.UnlockAndSend(c.executing == 0)
 }
 
 // textState is a text negotiation of the full feature phase.
@@ -211,9 +196,9 @@ func (c *conn) textRequest(h *pdu.Header, p pdu.TextRequest, data []byte) error 
 	if p.TTT == pdu.NoTag {
 		*s = textState{}
 	} else if p.TTT != s.ttt {
-		c.mu.Lock()
+		c.Lock()
 		c.appendReject(h, pdu.RejectInvalidField)
-		c.mu.Unlock()
+		c.Unlock()
 		return nil
 	}
 	if len(s.gathered)+len(data) > login.TextMax {
@@ -229,8 +214,8 @@ func (c *conn) textRequest(h *pdu.Header, p pdu.TextRequest, data []byte) error 
 		s.reply = append(s.reply, c.answerText(pairs)...)
 	}
 	k := min(len(s.reply), int(c.params.SendMax), textMax)
-	c.mu.Lock()
-	defer c.mu.Unlock()
+	c.Lock()
+	defer c.Unlock()
 	q := pdu.TextResponse{ITT: p.ITT, TTT: pdu.NoTag, LUN: p.LUN, Continue: k < len(s.reply)}
 	q.Final = p.Final && !q.Continue && !p.Continue
 	if !q.Final {

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/gabion-storage/gabion/internal/mutant"
+	"github.com/gabion-storage/gabion/target/edge"
 	"github.com/gabion-storage/gabion/target/iscsi/pdu"
 	"github.com/gabion-storage/gabion/target/iscsi/scsi"
 )
@@ -26,12 +27,12 @@ type task struct {
 	imm   bool
 	start time.Time
 
-	in, out         *buffer // data-in room, gathered data-out; may be nil
-	inMax, outMax   int     // what the command asks for, bytes
-	want            int     // data-out that is gathered: the lesser of outMax and edtl
-	reserved        int     // bytes
-	gathering, busy bool    // busy: the reader is filling out
-	dropped         bool    // while busy: the reader gives it up
+	in, out         *edge.Buffer // data-in room, gathered data-out; may be nil
+	inMax, outMax   int          // what the command asks for, bytes
+	want            int          // data-out that is gathered: the lesser of outMax and edtl
+	reserved        int          // bytes
+	gathering, busy bool         // busy: the reader is filling out
+	dropped         bool         // while busy: the reader gives it up
 
 	got         int // bytes of data-out that arrived, counted from offset 0
 	unsolicited bool
@@ -92,7 +93,7 @@ func (c *conn) command(h *pdu.Header) error {
 	}
 	var extended []byte
 	if h.AHSLength() > 0 {
-		a, err := pdu.DecodeAHS(c.in.b[c.r+pdu.HeaderSize : c.r+pdu.HeaderSize+h.AHSLength()])
+		a, err := pdu.DecodeAHS(c.Input()[pdu.HeaderSize : pdu.HeaderSize+h.AHSLength()])
 		if err != nil {
 			return c.protocol(h, pdu.RejectInvalidField, "%w", err)
 		}
@@ -107,7 +108,7 @@ func (c *conn) command(h *pdu.Header) error {
 		c.uncount(h)
 		return c.refuse(h, reason)
 	}
-	c.r += pdu.DataOffset(h, c.digests)
+	c.Next(pdu.DataOffset(h, c.digests))
 	if !c.provide(t) {
 		c.full(t)
 		return c.skip(pdu.Size(h, c.digests) - pdu.DataOffset(h, c.digests))
@@ -121,14 +122,14 @@ func (c *conn) command(h *pdu.Header) error {
 	}
 	t.got = n
 	t.unsolicited = p.Write && !p.Final && n < min(edtl, int(c.params.FirstBurst))
-	c.mu.Lock()
+	c.Lock()
 	return c.received(t)
 }
 
 // begin makes a task, or gives the reason of a Reject.
 func (c *conn) begin(p *pdu.SCSICommand, edtl int, extended []byte) (*task, byte) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
+	c.Lock()
+	defer c.Unlock()
 	if c.tasks[p.ITT] != nil {
 		return nil, pdu.RejectTaskInUse
 	}
@@ -167,9 +168,9 @@ func (c *conn) begin(p *pdu.SCSICommand, edtl int, extended []byte) (*task, byte
 // uncount takes a command that is refused out of the window.
 func (c *conn) uncount(h *pdu.Header) {
 	if !h.Immediate() {
-		c.mu.Lock()
+		c.Lock()
 		c.counted--
-		c.mu.Unlock()
+		c.Unlock()
 	}
 }
 
@@ -180,9 +181,9 @@ func (c *conn) provide(t *task) bool {
 	if t.write {
 		t.want = min(t.outMax, t.edtl)
 	}
-	c.mu.Lock()
+	c.Lock()
 	ok := c.reserve(t.inMax + t.want)
-	c.mu.Unlock()
+	c.Unlock()
 	if !ok {
 		return false
 	}
@@ -198,8 +199,8 @@ func (c *conn) provide(t *task) bool {
 
 // full answers a command for whose data there is no memory.
 func (c *conn) full(t *task) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
+	c.Lock()
+	defer c.Unlock()
 	t.cmd.Status = scsi.TaskSetFull
 	if len(c.tasks) == 1 {
 		t.cmd.Status = scsi.Busy
@@ -214,12 +215,19 @@ func (c *conn) full(t *task) {
 	c.rest(t)
 }
 
+// getBuffer returns a buffer of n bytes, 0 <= n <= scsi.TransferMax.
+func getBuffer(n int) *edge.Buffer {
+	b := edge.GetBuffer(n)
+	b.B = b.B[:n]
+	return b
+}
+
 // room is the part of the gathered data that [at, at+n) falls into.
 func (t *task) room(at, n int) []byte {
 	if at >= t.want {
 		return nil
 	}
-	return t.out.b[at:min(at+n, t.want)]
+	return t.out.B[at:min(at+n, t.want)]
 }
 
 // received goes on with a task of which the reader has read data: it asks for
@@ -228,7 +236,7 @@ func (c *conn) received(t *task) error {
 	t.busy = false
 	if t.dropped {
 		c.rest(t)
-		c.mu.Unlock()
+		c.Unlock()
 		return nil
 	}
 	if !t.unsolicited {
@@ -236,18 +244,18 @@ func (c *conn) received(t *task) error {
 		c.solicit(t)
 	}
 	if t.unsolicited || len(t.bursts) > 0 {
-		c.mu.Unlock()
+		c.Unlock()
 		return nil
 	}
 	t.gathering = false
 	c.executing++
-	c.mu.Unlock()
+	c.Unlock()
 	t.cmd.In, t.cmd.Out = nil, nil
 	if t.in != nil {
-		t.cmd.In = t.in.b
+		t.cmd.In = t.in.B
 	}
 	if t.out != nil {
-		t.cmd.Out = t.out.b
+		t.cmd.Out = t.out.B
 	}
 	c.dirty = true
 	c.nexus.Execute(&t.cmd)
@@ -281,29 +289,29 @@ func (c *conn) newTTT() uint32 {
 func (c *conn) dataOut(h *pdu.Header) error {
 	p := pdu.DecodeDataOut(h)
 	n := h.DataLength()
-	c.mu.Lock()
+	c.Lock()
 	t := c.tasks[p.ITT]
 	if t == nil || !t.gathering {
 		// Data of a task that was aborted or refused: they were under way.
-		c.mu.Unlock()
+		c.Unlock()
 		return c.skip(pdu.Size(h, c.digests))
 	}
 	why := t.expects(&p, n)
 	if why == outOfSequence {
 		// Something before it got lost, which is as good as damaged (section 7.9).
 		c.spoil(t)
-		c.mu.Unlock()
+		c.Unlock()
 		return c.skip(pdu.Size(h, c.digests))
 	}
 	if why != "" {
-		c.mu.Unlock()
+		c.Unlock()
 		return c.protocol(h, pdu.RejectProtocol, "Data-Out at %d of %d bytes: %s", p.Offset, n, why)
 	}
 	t.busy = true
-	c.mu.Unlock()
-	c.r += pdu.DataOffset(h, c.digests)
+	c.Unlock()
+	c.Next(pdu.DataOffset(h, c.digests))
 	ok, err := c.into(h, t.room(int(p.Offset), n))
-	c.mu.Lock()
+	c.Lock()
 	if err != nil || !ok {
 		t.busy = false
 		if t.dropped {
@@ -312,7 +320,7 @@ func (c *conn) dataOut(h *pdu.Header) error {
 			c.appendReject(h, pdu.RejectDataDigest)
 			c.spoil(t)
 		}
-		c.mu.Unlock()
+		c.Unlock()
 		return err
 	}
 	t.got = int(p.Offset) + n
@@ -387,18 +395,14 @@ func (t *task) complete(cmd *scsi.Command) {
 	if f := c.srv.cfg.Observe; f != nil && !cmd.Aborted {
 		f(classOf(t.cdb[:]), t.moved(), time.Since(t.start), byte(cmd.Status))
 	}
-	c.mu.Lock()
+	c.Lock()
 	c.executing--
 	c.leave(t)
-	if !cmd.Aborted && !c.dead {
+	if !cmd.Aborted && !c.Dead() {
 		c.respond(t)
 	}
 	c.rest(t)
-	flush := c.nudge()
-	c.mu.Unlock()
-	if flush {
-		c.flush()
-	}
+	c.UnlockAndSend(c.executing == 0)
 }
 
 func (t *task) moved() int {
@@ -420,9 +424,9 @@ func (c *conn) leave(t *task) {
 
 // rest gives back what a task has, under mu.
 func (c *conn) rest(t *task) {
-	for _, b := range []**buffer{&t.in, &t.out} {
+	for _, b := range []**edge.Buffer{&t.in, &t.out} {
 		if *b != nil {
-			(*b).put()
+			(*b).Put()
 			*b = nil
 		}
 	}
@@ -493,13 +497,11 @@ func (c *conn) respond(t *task) {
 	}
 	var h pdu.Header
 	p.Put(&h)
-	var sense [2 + scsi.SenseMax]byte
-	data := sense[:0]
 	if k := len(t.cmd.Sense); t.cmd.Status == scsi.CheckCondition && k > 0 {
-		binary.BigEndian.PutUint16(sense[:], uint16(k))
-		data = sense[:2+copy(sense[2:], t.cmd.Sense)]
+		c.appendPDU(&h, append(binary.BigEndian.AppendUint16(nil, uint16(k)), t.cmd.Sense...))
+		return
 	}
-	c.appendPDU(&h, data)
+	c.appendPDU(&h, nil)
 }
 
 // copyMax is the longest data segment that is copied to the gathered output
@@ -527,7 +529,7 @@ func (c *conn) respondData(t *task, n int, good bool) (pdus uint32) {
 		}
 		var h pdu.Header
 		p.Put(&h)
-		data := t.in.b[at : at+k]
+		data := t.in.B[at : at+k]
 		if ref {
 			c.appendLong(&h, data, t, last)
 		} else {
@@ -541,30 +543,30 @@ func (c *conn) respondData(t *task, n int, good bool) (pdus uint32) {
 // appendLong appends a PDU whose data are sent from where they lie; with the
 // last one the buffer goes to the output. Under mu.
 func (c *conn) appendLong(h *pdu.Header, data []byte, t *task, last bool) {
-	if c.dead {
+	if c.Dead() {
 		return
 	}
 	h.SetDataLength(len(data))
 	head := pdu.DataOffset(h, c.digests)
-	b := c.room(head)
+	b := c.Room(head)
 	copy(b, h[:])
 	if c.digests.Header {
 		pdu.PutHeaderDigest(b, 0)
 	}
 	if last {
-		c.appendRef(data, t.in, t.inMax)
+		c.Refer(data, t.in, t.inMax)
 		t.in = nil
 		t.reserved -= t.inMax
 	} else {
-		c.appendRef(data, nil, 0)
+		c.Refer(data, nil, 0)
 	}
 	if pad := pdu.Size(h, c.digests) - head - len(data); pad > 0 {
-		end := c.room(pad)
+		end := c.Room(pad)
 		clear(end)
 		if c.digests.Data {
 			d := pdu.DataDigest(data)
 			copy(end[pad-pdu.DigestSize:], d[:])
 		}
 	}
-	c.endPDU()
+	c.End()
 }

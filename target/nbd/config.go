@@ -18,6 +18,7 @@ import (
 
 	"github.com/gabion-storage/gabion/internal/fault"
 	"github.com/gabion-storage/gabion/target"
+	"github.com/gabion-storage/gabion/target/edge"
 	"github.com/gabion-storage/gabion/target/nbd/proto"
 )
 
@@ -28,7 +29,7 @@ const (
 	OptionsMax = 4096
 	// TurnMax bounds the requests that the reader takes up before it sends
 	// what it has and kicks the device.
-	TurnMax = 64
+	TurnMax = edge.TurnMax
 	// InlineMax is the longest READ that the reader tries without a goroutine, in bytes.
 	InlineMax = 256 << 10
 	// ChunkMax is the longest write handed to the device at once, in bytes. A
@@ -37,7 +38,7 @@ const (
 	ChunkMax = 1 << 20
 	// BytesFree is what every connection may have in flight without asking
 	// the budget that all share, in bytes.
-	BytesFree = 1 << 20
+	BytesFree = edge.BytesFree
 )
 
 // Config tells a server what to serve and within which bounds. The zero value

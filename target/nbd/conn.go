@@ -1,36 +1,30 @@
 package nbd
 
 import (
-	"context"
 	"errors"
 	"io"
 	"log/slog"
-	"net"
 	"os"
-	"sync"
 	"sync/atomic"
-	"syscall"
 
 	"github.com/gabion-storage/gabion/internal/fault"
 	"github.com/gabion-storage/gabion/target"
+	"github.com/gabion-storage/gabion/target/edge"
 	"github.com/gabion-storage/gabion/target/nbd/proto"
 )
 
 // conn is a connection in the transmission phase.
 //
-// Fields above mu belong to the reader, the goroutine that runs transmit, or
-// are atomic, or fixed once it runs. Lock order: mu, then budget.mu.
+// Fields above idle belong to the reader, the goroutine that runs transmit, or
+// are atomic, or fixed once it runs.
 type conn struct {
+	edge.Stream
 	srv    *Server
-	nc     net.Conn        // bytes of the protocol
-	base   net.Conn        // the socket: nc itself, or what is below TLS
-	raw    syscall.RawConn // nil if nc has no file descriptor to try writes on
 	log    *slog.Logger
 	peer   string
+	export string
 	sess   target.Session
 	gone   <-chan struct{}
-	ctx    context.Context // ends with the connection; for reads that wait
-	cancel context.CancelFunc
 
 	style    proto.Style
 	contexts []proto.Context // what BLOCK_STATUS tells of
@@ -38,12 +32,8 @@ type conn struct {
 	readOnly bool            // the client may not write, whatever the device takes
 
 	geo   proto.Geometry
-	in    *buffer // input; [r, w) of its bytes is not decoded yet
-	r, w  int
-	mine  *buffer // replies of reads answered at once
 	free  []*request
 	made  int  // requests that exist
-	turn  int  // requests since the last sending
 	dirty bool // the device was given something since its last Kick
 
 	// pending counts requests whose replies are not sent yet; only the reader
@@ -54,60 +44,24 @@ type conn struct {
 	warming atomic.Int32 // CACHE commands that read
 	leaving atomic.Bool  // nothing more is taken up
 
-	wg    sync.WaitGroup
-	wake  chan struct{} // to the writer; one fits
-	dying chan struct{} // closed by kill
-	ended chan struct{} // closed when nothing is under way any more
-
-	mu      sync.Mutex
-	cond    sync.Cond // on mu: for the reader, when it waits
-	waiting int
-	async   int  // commands that the device has
-	hold    bool // the reader runs, and will send what is queued
-	dead    bool
-	why     error // of death
-	idle    []*request
-	tail    *buffer // gathers replies, follows queue
-	queue   []*buffer
-	granted int64 // bytes taken from the shared budget
-
-	flushing bool // somebody owns what follows
-	handed   bool // it is the writer, once it wakes
-	called   bool // a wake is on its way
-	sending  []*buffer
-	rawData  []byte
-	rawN     int
-	rawErr   error
-	rawWrite func(uintptr) bool // writeFD, bound
+	// Guarded by the lock.
+	idle  []*request
+	async int        // commands that the device has
+	share edge.Share // of the memory of all
 }
 
-var (
-	errDisconnect = errors.New("the client disconnected")
-	errDrain      = fault.Newf(fault.Fenced, "nbd.serve", "", "the server is shutting down")
-)
+var errDisconnect = errors.New("the client disconnected")
 
-func newConn(s *Server, nc net.Conn, n *negotiated, peer string) *conn {
+func newConn(s *Server, ec *edge.Conn[*conn], n *negotiated) *conn {
 	c := &conn{
-		srv: s, nc: n.nc, base: nc, peer: peer, sess: n.session, gone: n.gone,
+		srv: s, peer: ec.Peer, export: n.export, sess: n.session, gone: n.gone,
 		style: n.style, contexts: n.contexts, readOnly: n.readOnly,
-		log:   s.cfg.Log.With("peer", peer, "export", n.export),
-		in:    getClass(classStream),
-		wake:  make(chan struct{}, 1),
-		dying: make(chan struct{}),
-		ended: make(chan struct{}),
+		log:   ec.Log.With("export", n.export),
+		share: edge.NewShare(s.budget),
 	}
-	c.in.b = c.in.b[:cap(c.in.b)]
-	c.w = copy(c.in.b, n.rest)
-	c.cond.L = &c.mu
-	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.mapper, _ = n.session.(target.Mapper)
 	c.geo = c.geometry()
-	if sc, ok := n.nc.(syscall.Conn); ok {
-		if raw, err := sc.SyscallConn(); err == nil {
-			c.raw = raw
-		}
-	}
-	c.rawWrite = c.writeFD
+	c.Start(c, n.nc, ec.Socket, edge.StreamBytes, n.rest, s.cfg.StallTimeout)
 	return c
 }
 
@@ -121,89 +75,38 @@ func (c *conn) geometry() proto.Geometry {
 // device has nothing of it any more and the session is closed. The error tells
 // why it ended; nil after a DISC or a client that simply left.
 func (c *conn) transmit() error {
-	c.wg.Add(2)
-	go c.writer()
-	go c.watch()
-	c.hold = true
+	c.Go(c.watch)
 	err := c.serve()
 	c.leaving.Store(true)
 	switch {
-	case errors.Is(err, errDisconnect), errors.Is(err, errDrain), errors.Is(err, io.EOF):
+	case errors.Is(err, errDisconnect), errors.Is(err, edge.ErrDrain), errors.Is(err, io.EOF):
 		err = nil // what is under way is finished and answered
 	default:
-		c.kill(err)
+		c.Kill(err)
 	}
-	c.pause()
-	c.mu.Lock()
-	for c.async > 0 || (!c.dead && c.flushing) {
-		c.wait()
+	c.Finish(func() bool { return c.async > 0 })
+	c.Lock()
+	for c.async > 0 {
+		c.Wait()
 	}
-	for c.flushing { // a dead connection's last owner lets go at once
-		c.wait()
+	c.Stop()
+	c.share.Return()
+	if why := c.Why(); why != nil {
+		err = why
 	}
-	c.dead = true // nothing is appended from here on
-	if c.granted > 0 {
-		c.srv.budget.release(c.granted)
-		c.granted = 0
-	}
-	if c.why != nil {
-		err = c.why
-	}
-	c.mu.Unlock()
+	c.Unlock()
 	c.sess.Close()
-	close(c.ended)
-	c.cancel()
-	c.nc.Close()
-	c.wg.Wait()
-	c.recycle()
+	c.Close()
 	return err
-}
-
-// recycle gives the buffers back once nobody else is left.
-func (c *conn) recycle() {
-	c.cutTail()
-	for _, b := range c.queue {
-		b.put()
-	}
-	c.queue = nil
-	if c.mine != nil {
-		c.mine.put()
-		c.mine = nil
-	}
-	c.in.put()
 }
 
 // watch ends the connection when its attachment is lost.
 func (c *conn) watch() {
-	defer c.wg.Done()
 	select {
 	case <-c.gone:
-		c.kill(fault.Newf(fault.Fenced, "nbd.session", c.peer, "the volume's attachment ended"))
-	case <-c.ended:
+		c.Kill(fault.Newf(fault.Fenced, "nbd.session", c.peer, "the volume's attachment ended"))
+	case <-c.Ended():
 	}
-}
-
-// kill ends the connection now: what is under way completes unheard. The first
-// reason counts.
-func (c *conn) kill(why error) {
-	c.mu.Lock()
-	if c.dead {
-		c.mu.Unlock()
-		return
-	}
-	c.dead, c.why = true, why
-	c.cond.Broadcast()
-	c.mu.Unlock()
-	close(c.dying)
-	c.cancel()
-	c.base.Close() // TLS would want to say goodbye first, and wait for it
-}
-
-// wait waits on cond, under mu.
-func (c *conn) wait() {
-	c.waiting++
-	c.cond.Wait()
-	c.waiting--
 }
 
 // serve is the reader's loop.
@@ -217,11 +120,11 @@ func (c *conn) serve() error {
 		if c.style == proto.Extended {
 			decode = proto.DecodeExtendedRequest
 		}
-		r, err := decode(c.in.b[c.r:c.w])
+		r, err := decode(c.Input())
 		if err != nil {
 			return err
 		}
-		c.r += head
+		c.Next(head)
 		if r.Cmd == proto.CmdDisc {
 			return errDisconnect
 		}
@@ -231,33 +134,20 @@ func (c *conn) serve() error {
 		if err := c.execute(r); err != nil {
 			return err
 		}
-		if c.turn++; c.turn >= TurnMax {
-			c.turnOver()
-		}
+		c.Count()
 	}
 }
 
-// fill makes [r, w) at least n bytes long, n at most the input buffer. between
-// says that they begin a request; io.EOF then means that the client ended
-// before it.
+// fill makes the input at least n bytes long. between says that they begin a
+// request; io.EOF then means that the client ended before it.
 func (c *conn) fill(n int, between bool) error {
-	have := c.w - c.r
-	if have >= n {
+	if len(c.Input()) >= n {
 		return nil
 	}
-	if c.r > 0 && (have <= 4<<10 || c.r+n > len(c.in.b)) {
-		copy(c.in.b, c.in.b[c.r:c.w])
-		c.r, c.w = 0, have
+	err := c.Fill(n)
+	if err != nil {
+		return c.readError(err, between && len(c.Input()) == 0)
 	}
-	c.pause()
-	for c.w-c.r < n {
-		k, err := c.nc.Read(c.in.b[c.w:])
-		c.w += k
-		if err != nil && c.w-c.r < n {
-			return c.readError(err, between && c.w == c.r)
-		}
-	}
-	c.resume()
 	return nil
 }
 
@@ -265,8 +155,8 @@ func (c *conn) fill(n int, between bool) error {
 // so far ended with a whole request.
 func (c *conn) readError(err error, between bool) error {
 	switch {
-	case errors.Is(err, os.ErrDeadlineExceeded) && c.srv.draining():
-		return errDrain
+	case errors.Is(err, os.ErrDeadlineExceeded) && c.srv.conns.Stopping():
+		return edge.ErrDrain
 	case errors.Is(err, io.EOF) && between:
 		return io.EOF
 	case errors.Is(err, io.EOF):
@@ -275,60 +165,31 @@ func (c *conn) readError(err error, between bool) error {
 	return err
 }
 
-// pause is called before the reader waits for anything: the device must get
-// going, and completions must send for themselves from now on.
-func (c *conn) pause() {
-	c.kick()
-	c.mu.Lock()
-	c.hold = false
-	c.sendAndUnlock()
-}
-
-// resume is called when the reader goes on.
-func (c *conn) resume() {
-	c.mu.Lock()
-	c.hold = true
-	c.mu.Unlock()
-}
-
-// turnOver sends and kicks in the middle of a long run of requests.
-func (c *conn) turnOver() {
-	c.kick()
-	c.mu.Lock()
-	c.sendAndUnlock()
-}
-
-func (c *conn) kick() {
-	c.turn = 0
+// Kick implements edge.Owner.
+func (c *conn) Kick() {
 	if c.dirty {
 		c.dirty = false
 		c.sess.Kick()
 	}
 }
 
-func (c *conn) sendAndUnlock() {
-	c.push()
-	flush := !c.flushing && c.take()
-	c.mu.Unlock()
-	if flush {
-		c.flush()
-	}
+// Sent implements edge.Owner.
+func (c *conn) Sent(s edge.Sent) {
+	c.pending.Add(-int32(s.Units))
+	c.share.Shrink(c.held.Add(-int64(s.Bytes)))
+}
+
+// Stalled implements edge.Owner.
+func (c *conn) Stalled() error {
+	return fault.Newf(fault.Timeout, "nbd.reply", c.peer, "the client took no reply for %v", c.srv.cfg.StallTimeout)
 }
 
 // admit waits until r may be taken up: RequestsMax, BytesMax and the shared
 // budget. It reserves what r will hold.
 func (c *conn) admit(r proto.Request) error {
-	if int(c.pending.Add(1)) > c.srv.cfg.RequestsMax {
-		c.pause()
-		c.mu.Lock()
-		for !c.dead && int(c.pending.Load()) > c.srv.cfg.RequestsMax {
-			c.wait()
-		}
-		c.hold = true
-		dead, why := c.dead, c.why
-		c.mu.Unlock()
-		if dead {
-			return why
+	if limit := c.srv.cfg.RequestsMax; int(c.pending.Add(1)) > limit {
+		if err := c.Await(func() bool { return int(c.pending.Load()) > limit }); err != nil {
+			return err
 		}
 	}
 	if n := r.Payload(c.style); n > proto.PayloadMax {
@@ -364,35 +225,28 @@ func (c *conn) reserved(r proto.Request) int64 {
 // admitBytes waits until held, which counts the request at hand already, keeps
 // to BytesMax and is covered by BytesFree and the shared budget.
 func (c *conn) admitBytes() error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.held.Load() > c.srv.cfg.BytesMax {
-		c.mu.Unlock()
-		c.pause()
-		c.mu.Lock()
-		for !c.dead && c.held.Load() > c.srv.cfg.BytesMax {
-			c.wait()
+	if limit := c.srv.cfg.BytesMax; c.held.Load() > limit {
+		if err := c.Await(func() bool { return c.held.Load() > limit }); err != nil {
+			return err
 		}
-		c.hold = true
 	}
-	if c.dead {
-		return c.why
+	c.Lock()
+	defer c.Unlock()
+	if c.Dead() {
+		return c.Why()
 	}
-	short := c.held.Load() - BytesFree - c.granted
-	if short <= 0 {
+	if c.share.Cover(c.held.Load()) {
 		return nil
 	}
-	short = (short + grantStep - 1) / grantStep * grantStep
-	if !c.srv.budget.try(short) {
-		c.mu.Unlock()
-		c.pause()
-		ok := c.srv.budget.acquire(short, c.dying)
-		c.mu.Lock()
-		if !ok {
-			return c.why
-		}
-		c.hold = true
+	short := c.share.Short(c.held.Load())
+	c.Unlock()
+	c.Pause()
+	ok := c.srv.budget.Acquire(short, c.Dying())
+	c.Resume()
+	c.Lock()
+	if !ok {
+		return c.Why()
 	}
-	c.granted += short
+	c.share.Grant(short)
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/gabion-storage/gabion/internal/mutant"
+	"github.com/gabion-storage/gabion/target/edge"
 	"github.com/gabion-storage/gabion/target/nbd/proto"
 )
 
@@ -60,13 +61,8 @@ func (c *conn) check(r proto.Request) (proto.Errno, string) {
 // reject answers r with e and skips its payload.
 func (c *conn) reject(r proto.Request, e proto.Errno, why string) error {
 	c.held.Add(-c.reserved(r))
-	for n := int(r.Payload(c.style)); n > 0; {
-		if err := c.fill(1, false); err != nil {
-			return err
-		}
-		k := min(n, c.w-c.r)
-		c.r += k
-		n -= k
+	if err := c.Skip(int(r.Payload(c.style))); err != nil {
+		return c.readError(err, false)
 	}
 	c.refuse(e, r, why)
 	return nil
@@ -84,9 +80,9 @@ func (c *conn) readNow(r proto.Request) bool {
 		start = time.Now()
 	}
 	head := c.style.ReadSize()
-	b := c.mineWithRoom(head + n)
-	at := len(b.b)
-	p := b.b[at : at+head+n]
+	b := c.Own(head + n)
+	at := len(b.B)
+	p := b.B[at : at+head+n]
 	if !c.sess.TryReadAt(p[head:], int64(r.Offset)) {
 		return false
 	}
@@ -94,8 +90,8 @@ func (c *conn) readNow(r proto.Request) bool {
 	if k != len(p) {
 		c.held.Add(int64(k - len(p)))
 	}
-	b.b = b.b[:at+k]
-	b.replies++
+	b.B = b.B[:at+k]
+	c.EndOwn()
 	if observe != nil {
 		observe(proto.CmdRead.String(), n, time.Since(start), nil)
 	}
@@ -104,12 +100,12 @@ func (c *conn) readNow(r proto.Request) bool {
 
 // begin takes a request from those at rest.
 func (c *conn) begin(r proto.Request) *request {
-	c.mu.Lock()
+	c.Lock()
 	if len(c.free) == 0 {
 		c.free, c.idle = c.idle, c.free
 	}
 	c.async++
-	c.mu.Unlock()
+	c.Unlock()
 	var q *request
 	if n := len(c.free); n > 0 {
 		q, c.free = c.free[n-1], c.free[:n-1]
@@ -134,17 +130,17 @@ func (c *conn) write(q *request, fua bool) error {
 			q.part(err)
 			return err
 		}
-		p := c.in.b[c.r : c.r+q.n]
-		c.r += q.n
+		p := c.Next(q.n)
 		c.dirty = true
 		c.sess.Write(p, q.off, fua, q.done)
 		return nil
 	}
-	b := getClass(classChunk)
-	defer b.put()
+	b := edge.GetBuffer(ChunkMax)
+	defer b.Put()
 	for at := 0; at < q.n; {
-		p := b.b[:min(ChunkMax, q.n-at)]
-		if err := c.readFull(p); err != nil {
+		p := b.B[:min(ChunkMax, q.n-at)]
+		if err := c.ReadFull(p); err != nil {
+			err = c.readError(err, false)
 			q.part(err)
 			return err
 		}
@@ -157,21 +153,11 @@ func (c *conn) write(q *request, fua bool) error {
 	return nil
 }
 
-// readFull fills p, first from what is buffered, then past the buffer.
-func (c *conn) readFull(p []byte) error {
-	n := copy(p, c.in.b[c.r:c.w])
-	c.r += n
-	if n == len(p) {
-		return nil
-	}
-	c.pause()
-	for n < len(p) {
-		k, err := c.nc.Read(p[n:])
-		n += k
-		if err != nil && n < len(p) {
-			return c.readError(err, false)
-		}
-	}
-	c.resume()
-	return nil
+// refuse answers a request that is not executed. Only the reader calls it.
+func (c *conn) refuse(e proto.Errno, r proto.Request, why string) {
+	b := c.Own(proto.ErrorSizeMax)
+	at := len(b.B)
+	b.B = c.style.AppendReplyError(b.B, e, r.Cookie, r.Offset, why)
+	c.held.Add(int64(len(b.B) - at))
+	c.EndOwn()
 }

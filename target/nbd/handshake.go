@@ -13,6 +13,7 @@ import (
 	"github.com/gabion-storage/gabion/internal/fault"
 	"github.com/gabion-storage/gabion/internal/mutant"
 	"github.com/gabion-storage/gabion/target"
+	"github.com/gabion-storage/gabion/target/edge"
 	"github.com/gabion-storage/gabion/target/nbd/proto"
 )
 
@@ -36,7 +37,7 @@ type opened struct {
 // handshake is one client's option haggling.
 type handshake struct {
 	srv    *Server
-	c      *client
+	ec     *edge.Conn[*conn]
 	nc     net.Conn // with TLS once that is negotiated
 	peer   string
 	in     *bufio.Reader
@@ -58,7 +59,7 @@ type agreed struct {
 	early    opened          // by selecting a context that only a session can confirm
 }
 
-// errAbort ends a connection that the client gave up properly.
+// errAbort ends a negotiation that the client gave up properly.
 var errAbort = errors.New("the client aborted the negotiation")
 
 // options is the table of what this server knows. A handler gets the whole data
@@ -78,9 +79,9 @@ var options = map[proto.Option]func(h *handshake, o proto.Option, data []byte) e
 	proto.OptSession:         (*handshake).session,
 }
 
-// negotiate runs the handshake to its end.
-func negotiate(s *Server, c *client) (*negotiated, error) {
-	h := &handshake{srv: s, c: c, nc: c.nc, peer: c.peer}
+// negotiate runs the handshake to its end: nil if the client aborted it.
+func negotiate(s *Server, ec *edge.Conn[*conn]) (*negotiated, error) {
+	h := &handshake{srv: s, ec: ec, nc: ec.Socket, peer: ec.Peer}
 	defer h.letGo()
 	h.limit()
 	h.out = proto.AppendGreeting(h.out)
@@ -105,6 +106,9 @@ func negotiate(s *Server, c *client) (*negotiated, error) {
 			return nil, err
 		}
 		if err := h.option(o, n); err != nil {
+			if errors.Is(err, errAbort) {
+				err = nil
+			}
 			return nil, err
 		}
 		if err := h.flush(); err != nil {
@@ -151,7 +155,7 @@ func (h *handshake) option(o proto.Option, n int) error {
 	if _, err := io.ReadFull(h.in, data); err != nil {
 		return h.readError(err)
 	}
-	if h.srv.draining() {
+	if h.srv.conns.Stopping() {
 		h.refuse(o, proto.RepErrShutdown, "the server is shutting down")
 		return nil
 	}
@@ -273,7 +277,7 @@ func (h *handshake) begin(ctx context.Context, name string, e *target.Export) er
 			return err
 		}
 	}
-	if h.srv.draining() || !h.srv.choose(h.c) {
+	if h.srv.conns.Stopping() || !h.ec.Choose() {
 		s.close()
 		return fault.Newf(fault.Unavailable, "nbd.open", name, "the server is shutting down or has no room")
 	}
@@ -349,8 +353,8 @@ func (h *handshake) limit() {
 		h.until = time.Now().Add(h.srv.cfg.HandshakeTimeout)
 	}
 	h.nc.SetDeadline(h.until)
-	if h.srv.draining() {
-		h.nc.SetReadDeadline(past) // after the flag is set: see Server.drain
+	if h.srv.conns.Stopping() {
+		h.nc.SetReadDeadline(edge.Past) // see edge.Server.Drain
 	}
 }
 
@@ -369,8 +373,8 @@ func (h *handshake) ours(f func(context.Context) error) error {
 // readError explains why there is no more input; io.EOF if the client left.
 func (h *handshake) readError(err error) error {
 	switch {
-	case errors.Is(err, os.ErrDeadlineExceeded) && h.srv.draining():
-		return errDrain
+	case errors.Is(err, os.ErrDeadlineExceeded) && h.srv.conns.Stopping():
+		return edge.ErrDrain
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return fault.Newf(fault.Timeout, "nbd.handshake", h.peer,
 			"not negotiated within %v", h.srv.cfg.HandshakeTimeout)

@@ -6,6 +6,7 @@ import (
 
 	"github.com/gabion-storage/gabion/internal/fault"
 	"github.com/gabion-storage/gabion/internal/mutant"
+	"github.com/gabion-storage/gabion/target/edge"
 	"github.com/gabion-storage/gabion/target/nbd/proto"
 )
 
@@ -21,7 +22,7 @@ type request struct {
 	held   int64 // what it counts in conn.held until it is answered
 	df     bool  // DF or REQ_ONE: one piece
 	start  time.Time
-	buf    *buffer // the reply of a READ or BLOCK_STATUS
+	buf    *edge.Buffer // the reply of a READ or BLOCK_STATUS
 	picked []uint32
 	// salvaged says that buf is the answer to a READ although it failed.
 	salvaged bool
@@ -29,7 +30,7 @@ type request struct {
 	// left counts the device operations that are under way for this command,
 	// and the reader itself while it may still begin more.
 	left atomic.Int32
-	err  error // the first one; guarded by c.mu until left is 0
+	err  error // the first one; guarded by c's lock until left is 0
 
 	done   func(error) // part, bound
 	read   func()      // readAt, bound
@@ -47,11 +48,11 @@ func newRequest(c *conn) *request {
 // never blocks.
 func (q *request) part(err error) {
 	if err != nil {
-		q.c.mu.Lock()
+		q.c.Lock()
 		if q.err == nil {
 			q.err = err
 		}
-		q.c.mu.Unlock()
+		q.c.Unlock()
 	}
 	switch left := q.left.Add(-1); {
 	case left > 0:
@@ -65,13 +66,13 @@ func (q *request) part(err error) {
 // readAt is a READ that has to wait, on a goroutine of its own.
 func (q *request) readAt() {
 	c, head := q.c, q.c.style.ReadSize()
-	q.buf = getBuffer(q.n)
-	q.buf.b = q.buf.b[:head+q.n]
-	err := c.sess.ReadAt(c.ctx, q.buf.b[head:], q.off)
+	q.buf = edge.GetBuffer(q.n)
+	q.buf.B = q.buf.B[:head+q.n]
+	err := c.sess.ReadAt(c.Context(), q.buf.B[head:], q.off)
 	switch {
 	case err == nil:
-		n := c.pack(q.buf.b, q.cookie, q.off, q.df)
-		q.buf.b = q.buf.b[:n]
+		n := c.pack(q.buf.B, q.cookie, q.off, q.df)
+		q.buf.B = q.buf.B[:n]
 	case c.style != proto.Simple && fault.Is(err, fault.Corrupt) && !mutant.On("vague-error"):
 		q.salvage(err)
 	}
@@ -91,20 +92,20 @@ func (q *request) salvage(err error) {
 	for step := salvageStep; good < q.n; {
 		n := min(step, q.n-good)
 		switch {
-		case c.sess.ReadAt(c.ctx, q.buf.b[head+good:head+good+n], q.off+int64(good)) == nil:
+		case c.sess.ReadAt(c.Context(), q.buf.B[head+good:head+good+n], q.off+int64(good)) == nil:
 			good += n
 		case n > block:
 			step = block
 		default:
-			b := q.buf.b[:0]
+			b := q.buf.B[:0]
 			if good > 0 {
-				c.style.PutReadHeader(q.buf.b, q.cookie, uint64(q.off), uint64(q.off), good, false)
-				b = q.buf.b[:head+good]
+				c.style.PutReadHeader(q.buf.B, q.cookie, uint64(q.off), uint64(q.off), good, false)
+				b = q.buf.B[:head+good]
 			}
 			if cap(b)-len(b) < proto.ErrorSizeMax {
 				return
 			}
-			q.buf.b = c.style.AppendErrorOffset(b, proto.ErrnoOf(err), q.cookie, uint64(q.off), err.Error(), uint64(q.off)+uint64(good))
+			q.buf.B = c.style.AppendErrorOffset(b, proto.ErrnoOf(err), q.cookie, uint64(q.off), err.Error(), uint64(q.off)+uint64(good))
 			q.salvaged = true
 			return
 		}
@@ -121,10 +122,10 @@ func (c *conn) finish(q *request) {
 			"length_bytes", q.n, "error", q.err)
 	}
 	answered := q.buf != nil && (q.err == nil || q.salvaged)
-	c.mu.Lock()
+	c.Lock()
 	c.held.Add(-q.held)
 	switch {
-	case c.dead:
+	case c.Dead():
 	case answered:
 		c.appendReply(q)
 	case q.err != nil:
@@ -133,79 +134,49 @@ func (c *conn) finish(q *request) {
 		c.appendDone(q)
 	}
 	if q.buf != nil {
-		q.buf.put()
+		q.buf.Put()
 		q.buf = nil
 	}
 	q.err, q.salvaged = nil, false
 	c.idle = append(c.idle, q)
 	c.async--
-	flush := c.nudge()
-	c.mu.Unlock()
-	if flush {
-		c.flush()
-	}
+	c.UnlockAndSend(c.async == 0)
 }
 
 // appendReply appends a reply that stands in the request's own buffer, under
-// mu. A long one goes out from there, a short one is copied so that several go
+// the lock. A long one goes out from there, a short one is copied so that several go
 // out together.
 func (c *conn) appendReply(q *request) {
-	c.held.Add(int64(len(q.buf.b)))
-	if len(q.buf.b) <= copyMax {
-		t := c.tailWithRoom(len(q.buf.b))
-		t.b = append(t.b, q.buf.b...)
-		t.replies++
-		return
+	n := len(q.buf.B)
+	c.held.Add(int64(n))
+	if n <= copyMax {
+		copy(c.Room(n), q.buf.B)
+	} else {
+		c.Refer(q.buf.B, q.buf, 0)
+		q.buf = nil
 	}
-	c.cutTail()
-	q.buf.replies = 1
-	c.queue = append(c.queue, q.buf)
-	q.buf = nil
+	c.End()
 }
 
 // copyMax is the longest reply that is copied to the gathered ones, in bytes.
 const copyMax = 64<<10 + proto.ExtendedChunkSize + 8
 
-// appendDone appends a reply without data, under mu.
+// appendDone appends a reply without data, under the lock.
 func (c *conn) appendDone(q *request) {
 	n := c.style.DoneSize()
 	c.held.Add(int64(n))
-	t := c.tailWithRoom(n)
-	at := len(t.b)
-	t.b = t.b[:at+n]
-	c.style.PutDone(t.b[at:], q.cookie, uint64(q.off))
-	t.replies++
+	c.style.PutDone(c.Room(n), q.cookie, uint64(q.off))
+	c.End()
 }
 
-// appendError appends a reply that tells of q.err, under mu.
+// appendError appends a reply that tells of q.err, under the lock.
 func (c *conn) appendError(q *request) {
-	t := c.tailWithRoom(proto.ErrorSizeMax)
-	at := len(t.b)
 	e := proto.ErrnoOf(q.err)
 	if c.over() {
 		e = proto.ESHUTDOWN // whatever else it says: the client may have it done elsewhere
 	}
-	t.b = c.style.AppendReplyError(t.b, e, q.cookie, uint64(q.off), q.err.Error())
-	c.held.Add(int64(len(t.b) - at))
-	t.replies++
-}
-
-// tailWithRoom returns the buffer that replies are gathered in, with room for n
-// bytes, under mu.
-func (c *conn) tailWithRoom(n int) *buffer {
-	if c.tail != nil && !c.tail.room(n) {
-		c.cutTail()
-	}
-	if c.tail == nil {
-		c.tail = getClass(classStream)
-	}
-	return c.tail
-}
-
-// cutTail ends the gathering buffer, under mu: what comes next goes behind it.
-func (c *conn) cutTail() {
-	if c.tail != nil {
-		c.queue = append(c.queue, c.tail)
-		c.tail = nil
-	}
+	b := c.style.AppendReplyError(nil, e, q.cookie, uint64(q.off), q.err.Error())
+	c.held.Add(int64(len(b)))
+	copy(c.Room(len(b)), b)
+	c.End()
 }

@@ -5,13 +5,14 @@ import (
 
 	"github.com/gabion-storage/gabion/internal/mutant"
 	"github.com/gabion-storage/gabion/target"
+	"github.com/gabion-storage/gabion/target/edge"
 	"github.com/gabion-storage/gabion/target/nbd/proto"
 )
 
 const (
 	// statusBytes is what one BLOCK_STATUS may have as its answer, for all of
 	// its contexts together; what does not fit is left out at the end.
-	statusBytes = 1 << classStream
+	statusBytes = edge.StreamBytes
 	// cacheBytes is the length of the pieces in which CACHE reads.
 	cacheBytes = 256 << 10
 	// CacheMax is how much of a range one CACHE fetches, in bytes.
@@ -40,8 +41,7 @@ func (c *conn) blockStatus(r proto.Request) error {
 		if err := c.fill(n, false); err != nil {
 			return err
 		}
-		length, some, err := proto.DecodeStatusQuery(c.in.b[c.r:c.r+n], picked)
-		c.r += n
+		length, some, err := proto.DecodeStatusQuery(c.Next(n), picked)
 		r.Flags &^= proto.FlagPayloadLen
 		r.Length = length
 		if err != nil {
@@ -72,8 +72,8 @@ func (q *request) describe() {
 	c := q.c
 	d := stretches.Get().(*description)
 	defer stretches.Put(d)
-	q.buf = getClass(classStream)
-	b := q.buf.b
+	q.buf = edge.GetBuffer(edge.StreamBytes)
+	b := q.buf.B
 	limit := (statusBytes/len(q.picked) - c.style.StatusSize(0)) / (c.style.StatusSize(1) - c.style.StatusSize(0))
 	if q.df && !mutant.On("ignore-one") {
 		limit = 1
@@ -86,7 +86,7 @@ func (q *request) describe() {
 		}
 		b = c.style.AppendStatus(b, q.cookie, uint64(q.off), id, d.out, i == len(q.picked)-1)
 	}
-	q.buf.b = b
+	q.buf.B = b
 	q.part(nil)
 }
 
@@ -99,7 +99,7 @@ func (c *conn) extents(d *description, off, n int64, snapshot string, limit int)
 		return nil
 	}
 	var err error
-	d.in, err = c.mapper.Map(c.ctx, off, n, snapshot, limit, d.in[:0])
+	d.in, err = c.mapper.Map(c.Context(), off, n, snapshot, limit, d.in[:0])
 	if err != nil {
 		return err
 	}
@@ -138,15 +138,15 @@ func (q *request) warm() {
 		q.part(nil)
 		return
 	}
-	b := getClass(classStream)
-	defer b.put()
+	b := edge.GetBuffer(edge.StreamBytes)
+	defer b.Put()
 	end := q.off + min(int64(q.n), CacheMax)
 	for off := q.off; off < end && !c.leaving.Load(); off += cacheBytes {
-		p := b.b[:min(cacheBytes, end-off)]
+		p := b.B[:min(cacheBytes, end-off)]
 		if c.sess.TryReadAt(p, off) {
 			continue
 		}
-		if err := c.sess.ReadAt(c.ctx, p, off); err != nil {
+		if err := c.sess.ReadAt(c.Context(), p, off); err != nil {
 			q.part(err)
 			return
 		}
