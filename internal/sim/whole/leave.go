@@ -9,6 +9,7 @@ import (
 	"github.com/gabion-storage/gabion/internal/ident"
 	"github.com/gabion-storage/gabion/overlay"
 	"github.com/gabion-storage/gabion/pool"
+	"github.com/gabion-storage/gabion/quorum"
 )
 
 // stayers are the machines that are neither gone nor leave.
@@ -123,23 +124,28 @@ func (w *World) empty(m *machine, st *pool.State) bool {
 			return false
 		}
 	}
-	for _, v := range w.volumes {
-		p := w.somebody(v)
-		if g, ok := p.core.Acceptors.Group(ident.MapBlock(v.id)); !ok {
-			continue
-		} else {
-			for _, x := range g.Config.Members {
-				if x.Node == m.id {
-					return false
+	newest := map[ident.GroupID]quorum.Config{}
+	for _, o := range w.machines {
+		if p := o.running(); p != nil {
+			for _, g := range p.core.Acceptors.Groups() {
+				if g.Config.Version >= newest[g.Group].Version {
+					newest[g.Group] = g.Config
 				}
 			}
 		}
 	}
-	if p := m.running(); p != nil {
-		for _, v := range w.volumes {
-			if len(p.brick.ListVolume(v.id)) > 0 {
+	p := m.running()
+	for _, d := range st.Volumes { // those too that nobody uses now
+		if slices.Contains(d.Seeds, m.id) || len(d.Seeds) == 0 && slices.ContainsFunc(d.Voters, func(x quorum.Member) bool { return x.Node == m.id }) {
+			return false // an operator would be told that it is not safe
+		}
+		for _, x := range newest[ident.MapBlock(d.ID)].Members {
+			if x.Node == m.id {
 				return false
 			}
+		}
+		if p != nil && len(p.brick.ListVolume(d.ID)) > 0 {
+			return false
 		}
 	}
 	return true
