@@ -24,6 +24,10 @@ import (
 
 var poolID = ident.PoolID{0: 'p'}
 
+// The encoder makes a channel when it is first used, which must not be in one of
+// many bubbles of fake time, nor shared between such and the tests without.
+func init() { pack(nil) }
+
 // memFile is a File that survives its node's crash.
 type memFile struct {
 	mu sync.Mutex

@@ -274,6 +274,8 @@ func TestWitnessVotesWithoutData(t *testing.T) {
 	}
 	// What both have, either opens with the witness.
 	h3.flush(t, h3.put(t, "both"))
+	// A flush waits for a voter that keeps up, not for one that was silent for a tick.
+	eventually(t, "both voters in step", func() bool { return h3.Status()[0].Durable == h3.Durable() })
 	h3.Close()
 	p.nodes[1].crash(true, 0)
 	p.reach(p.nodes[0], p.nodes[2])
