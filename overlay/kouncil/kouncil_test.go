@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -31,7 +32,7 @@ type member struct {
 	*Kouncil
 	trans *link.MemoryNode
 	stop  func()
-	skip  time.Duration // what its clock is ahead
+	skip  atomic.Int64 // nanoseconds that its clock is ahead
 	mu    sync.Mutex
 	heard map[ident.NodeID]string
 }
@@ -63,7 +64,7 @@ func (r *rig) start(i int, boot uint64) *member {
 	m.Kouncil = New(Config{
 		Transport: m.trans,
 		Boot:      boot,
-		Clock:     func() time.Duration { return time.Since(r.begin) + m.skip },
+		Clock:     func() time.Duration { return time.Since(r.begin) + time.Duration(m.skip.Load()) },
 		Payload:   func() []byte { return fmt.Appendf(nil, "n%d", i) },
 		OnPayload: func(from ident.NodeID, body []byte) {
 			m.mu.Lock()
@@ -171,7 +172,7 @@ func TestLeaseIsInvalidInTheFirstInstructionAfterAStop(t *testing.T) {
 		a := r.nodes[0]
 		before, ok := a.LeaseMark(r.ids())
 		r.want(ok, "no lease")
-		a.skip += 4 * time.Second // no timer, no message in between
+		a.skip.Add(int64(4 * time.Second)) // no timer, no message in between
 		r.want(!a.LeaseValid(r.ids()), "the lease outlived the stop")
 		r.after(2 * PingIntervalDefault)
 		mark, ok := a.LeaseMark(r.ids())
