@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"sync/atomic"
 
@@ -115,6 +116,11 @@ func (c *conn) serve() error {
 		head := c.style.RequestSize()
 		if err := c.fill(head, true); err != nil {
 			return err
+		}
+		select {
+		case <-c.Dying(): // nobody hears of what the input still has
+			return net.ErrClosed // Kill knows why
+		default:
 		}
 		decode := proto.DecodeRequest
 		if c.style == proto.Extended {

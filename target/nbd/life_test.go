@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -197,6 +198,41 @@ func TestShutdownEndsWithItsContext(t *testing.T) {
 	}
 	w.ends()
 	h.release()
+}
+
+// lastRead is a device whose first read does something on the way.
+type lastRead struct {
+	*targettest.Memory
+	first func()
+	reads atomic.Int32
+}
+
+func (d *lastRead) TryReadAt(p []byte, off int64) bool {
+	if d.reads.Add(1) == 1 {
+		d.first()
+	}
+	return d.Memory.TryReadAt(p, off)
+}
+
+// What a connection sent before it ended is not carried out after: it may be
+// thousands of reads, which nobody hears of and the client's next session waits for.
+func TestNothingIsTakenUpAfterTheEnd(t *testing.T) {
+	d := &lastRead{Memory: targettest.NewMemory(1<<20, 4096)}
+	e, s, addr := serveHeld(t, d, nil)
+	w := dial(t, "tcp", addr).enter("v")
+	d.first = func() {
+		e.Lose("v")
+		io.Copy(io.Discard, w.in) // until the server has hung up
+	}
+	var b []byte
+	for range 1000 { // one segment
+		b = proto.Simple.AppendRequest(b, proto.Request{Cmd: proto.CmdRead, Length: 4096})
+	}
+	w.send(b)
+	until(t, "it is gone", func() bool { return s.Stats().Connections == 0 })
+	if n := d.reads.Load(); n != 1 {
+		t.Errorf("%d reads after the connection ended", n-1)
+	}
 }
 
 // A client that sends and never reads is not read from any further, keeps a
