@@ -95,6 +95,7 @@ func (w *World) stand(m *machine, to pool.Standing) {
 
 // depart waits until nothing is left on a machine that leaves, and removes it.
 func (w *World) depart(m *machine) {
+	why := ""
 	for w.sound() {
 		for _, o := range w.machines {
 			p := o.running()
@@ -106,7 +107,7 @@ func (w *World) depart(m *machine) {
 			if !ok {
 				return // removed
 			}
-			if !r.Leaving() || !w.empty(m, st) {
+			if why = w.left(m, st); !r.Leaving() || why != "" {
 				break
 			}
 			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
@@ -115,13 +116,14 @@ func (w *World) depart(m *machine) {
 		}
 		w.sleep(time.Second)
 	}
+	w.event("%s: %s", m.name, why)
 }
 
-// empty tells whether a machine holds nothing of the pool any more.
-func (w *World) empty(m *machine, st *pool.State) bool {
+// left tells what a machine still holds of the pool; nothing if it is empty.
+func (w *World) left(m *machine, st *pool.State) string {
 	for _, lane := range st.Lanes.Lanes {
 		if slices.ContainsFunc(lane, func(b overlay.BrickRef) bool { return b.Node == m.id }) {
-			return false
+			return "a lane"
 		}
 	}
 	newest := map[ident.GroupID]quorum.Config{}
@@ -137,18 +139,18 @@ func (w *World) empty(m *machine, st *pool.State) bool {
 	p := m.running()
 	for _, d := range st.Volumes { // those too that nobody uses now
 		if slices.Contains(d.Seeds, m.id) || len(d.Seeds) == 0 && slices.ContainsFunc(d.Voters, func(x quorum.Member) bool { return x.Node == m.id }) {
-			return false // an operator would be told that it is not safe
+			return "by the catalog a vote on " + d.Name // and an operator would be told so
 		}
 		for _, x := range newest[ident.MapBlock(d.ID)].Members {
 			if x.Node == m.id {
-				return false
+				return "a vote on " + d.Name
 			}
 		}
 		if p != nil && len(p.brick.ListVolume(d.ID)) > 0 {
-			return false
+			return "extents of " + d.Name
 		}
 	}
-	return true
+	return ""
 }
 
 // somebody is a process that stays, the one that serves v if possible.
