@@ -3,6 +3,7 @@ package blockdev
 import (
 	"github.com/gabion-storage/gabion/internal/fault"
 	"github.com/gabion-storage/gabion/internal/ident"
+	"github.com/gabion-storage/gabion/quorum"
 )
 
 // Resign makes this node let go of everything it holds and attach nothing more,
@@ -36,12 +37,7 @@ func (m *Manager) members(v *Volume) {
 func (m *Manager) Voting() map[ident.VolumeID]Voting {
 	out := map[ident.VolumeID]Voting{}
 	for v := range m.Attached() {
-		c := v.log.Members()
-		x := Voting{Version: c.Version}
-		for _, q := range c.Members {
-			x.Nodes = append(x.Nodes, q.Node)
-		}
-		out[v.cfg.ID] = x
+		out[v.cfg.ID] = VotingOf(v.log.Members())
 	}
 	return out
 }
@@ -50,4 +46,13 @@ func (m *Manager) Voting() map[ident.VolumeID]Voting {
 type Voting struct {
 	Version uint64
 	Nodes   []ident.NodeID
+}
+
+// VotingOf is the Voting that a configuration says.
+func VotingOf(c quorum.Config) Voting {
+	x := Voting{Version: c.Version}
+	for _, m := range c.Members {
+		x.Nodes = append(x.Nodes, m.Node)
+	}
+	return x
 }

@@ -369,8 +369,8 @@ const (
 
 // mendUnheld attaches volumes that nobody holds and that have fewer voters than
 // they want while there are nodes to add, or whose extents were not compared
-// with the present lane table since this node started. Attached, they mend
-// themselves.
+// with the present lane table since this node started, or whose voters the catalog
+// does not know. Attached, they mend themselves.
 func (c *Core) mendUnheld() {
 	if c.resigned.Load() {
 		return
@@ -382,17 +382,8 @@ func (c *Core) mendUnheld() {
 		}
 	}
 	for _, d := range c.Pool.State().Volumes {
-		g, ok := c.Acceptors.Group(ident.MapBlock(d.ID))
-		if !ok || c.ctx.Err() != nil {
-			continue
-		}
 		version := c.View.TableVersion()
-		written := g.UpTo > 0 || g.Last > 1
-		whole := g.Config.Voters() >= min(d.Replicas, nodes) && (!written || c.mended[d.ID] == version)
-		for _, m := range blockdev.MovesFor(d.ID, d.Replicas, c.View, g.Config) {
-			whole = whole && m.Stuck
-		}
-		if whole || !c.responsible(g) {
+		if c.ctx.Err() != nil || !c.lacking(d, nodes, version) && !c.stranded(d) {
 			continue
 		}
 		ctx, cancel := context.WithTimeout(c.ctx, mendMax)
@@ -408,6 +399,46 @@ func (c *Core) mendUnheld() {
 		}
 		c.mended[d.ID] = version
 	}
+}
+
+// lacking tells whether a volume is to be mended by this member of its map block.
+func (c *Core) lacking(d pool.Volume, nodes int, version uint64) bool {
+	g, ok := c.Acceptors.Group(ident.MapBlock(d.ID))
+	if !ok {
+		return false
+	}
+	written := g.UpTo > 0 || g.Last > 1
+	whole := g.Config.Voters() >= min(d.Replicas, nodes) && (!written || c.mended[d.ID] == version)
+	for _, m := range blockdev.MovesFor(d.ID, d.Replicas, c.View, g.Config) {
+		whole = whole && m.Stuck
+	}
+	// Who moved the votes may not have lived to record them.
+	whole = whole && !unrecorded(d, blockdev.VotingOf(g.Config))
+	return !whole && c.responsible(g)
+}
+
+// stranded tells whether all members of a volume's map block that live are leaving the
+// pool, so that none of them may mend it, and this node is to: the staying one with
+// bricks and the lowest id.
+func (c *Core) stranded(d pool.Volume) bool {
+	alive := false
+	for _, id := range known(d) {
+		if n, ok := c.View.Node(id); ok && n.State == overlay.Alive {
+			if !n.Leaving {
+				return false
+			}
+			alive = true
+		}
+	}
+	if !alive {
+		return false
+	}
+	for _, n := range c.View.Nodes() {
+		if n.State == overlay.Alive && !n.Leaving && !n.Witness && len(n.Bricks) > 0 && n.ID.Compare(c.Self) < 0 {
+			return false
+		}
+	}
+	return true
 }
 
 // responsible picks one member to mend a volume: the one with the highest

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/gabion-storage/gabion/blockdev"
 	"github.com/gabion-storage/gabion/internal/ident"
 	"github.com/gabion-storage/gabion/overlay"
 	"github.com/gabion-storage/gabion/pool"
@@ -31,7 +32,7 @@ func (c *Core) recordVoters() {
 	st := c.Pool.State()
 	for id, now := range c.Manager.Voting() {
 		d, ok := st.Volume(id)
-		if !ok || d.VotersVersion >= now.Version || sameNodes(known(d), now.Nodes) {
+		if !ok || !unrecorded(d, now) {
 			continue
 		}
 		ctx, cancel := context.WithTimeout(c.ctx, 10*time.Second)
@@ -42,6 +43,11 @@ func (c *Core) recordVoters() {
 			time.AfterFunc(mendPause, c.wake)
 		}
 	}
+}
+
+// unrecorded tells whether the catalog names other voters than a newer configuration.
+func unrecorded(d pool.Volume, now blockdev.Voting) bool {
+	return d.VotersVersion < now.Version && !sameNodes(known(d), now.Nodes)
 }
 
 // known is who votes on a volume's map block as far as the catalog knows.
