@@ -90,6 +90,17 @@ pause=$(($(look state.longest_pause_ns) / 1000000))
 # The machine is emulated and may get little of the processor: test/failover is strict.
 [ "$pause" -lt 60000 ] || fail "a pause of $pause ms"
 
+phase "grow"
+# The device grows under the mounted file system while the load goes on.
+size() { blockdev --getsize64 /dev/gabion/v; }
+grown() { [ "$(size)" = $((768 << 20)) ]; }
+[ "$(size)" = $((512 << 20)) ] || fail "$(size) bytes before it grows"
+g volume resize v --size 768M >/dev/null
+until_true 180 "a larger device" grown
+resize2fs /dev/gabion/v 2>/dev/null || fail "resize2fs"
+[ "$(df --output=size -B1M /mnt/v | tail -1)" -gt 650 ] || fail "the file system did not grow"
+goes_on
+
 phase "kill the process"
 kill -KILL "$(look pid)"
 until_true 60 "its death is seen" died
