@@ -23,6 +23,7 @@ const (
 	iscsiTimeout    = 10 * time.Minute
 	bootTimeout     = 5 * time.Minute
 	failoverTimeout = 20 * time.Minute
+	roundTimeout    = 5 * time.Minute
 )
 
 // rig is a test machine with one disk; the disk and out survive its death.
@@ -299,12 +300,12 @@ func TestPowerCutSeesSkippedFsync(t *testing.T) {
 // restarted under a mounted file system with a database, and the attaching
 // process dies too. VM_FAILOVERS says how often.
 func TestFailover(t *testing.T) {
-	rounds := os.Getenv("VM_FAILOVERS")
-	if rounds == "" {
-		rounds = "1"
+	rounds, err := strconv.Atoi(os.Getenv("VM_FAILOVERS"))
+	if err != nil || rounds < 1 {
+		rounds = 1
 	}
-	r := newRig(t, "", "RIG_ROUNDS="+rounds, "RIG_DATABASE=1")
-	if code := r.boot(t, "attach.sh").end(t, failoverTimeout); code != 0 {
+	r := newRig(t, "", "RIG_ROUNDS="+strconv.Itoa(rounds), "RIG_DATABASE=1")
+	if code := r.boot(t, "attach.sh").end(t, failoverTimeout+time.Duration(rounds-1)*roundTimeout); code != 0 {
 		t.Fatalf("exit %d", code)
 	}
 	r.tell(t, "at ", "issued", "verified", "PASSED")

@@ -28,6 +28,8 @@ goes_on() {
 	kill -0 $loader || fail "the load ended by itself"
 }
 number() { echo "${1#n}"; }
+# paused: how long nothing was served at the last move, in ms
+paused() { echo $(($(look state.last_pause_ns) / 1000000)); }
 
 phase "attach"
 g attach v | tee /tmp/attached
@@ -61,6 +63,7 @@ for round in $(seq 1 "${RIG_ROUNDS:-1}"); do
 	kill -KILL "${pids[$i]}"
 	until_true 180 "another node than $was serves" moved "$was"
 	goes_on
+	killed=$(paused)
 	start_node "$i"
 	until_true 180 "node $i" ready "$i"
 	until_true 180 "copies of v" redundant v
@@ -72,19 +75,24 @@ for round in $(seq 1 "${RIG_ROUNDS:-1}"); do
 	sleep 4 # past every lease and timeout
 	kill -CONT "${pids[$i]}"
 	goes_on
+	frozen=$(paused)
 	until_true 180 "copies of v" redundant v
 
 	phase "restart $round"
+	restarted=0
 	for i in 1 2 3; do
+		before=$(look state.moves)
 		kill -TERM "${pids[$i]}"
 		wait "${pids[$i]}" || fail "node $i ended with $?"
 		until_true 180 "a node serves" serves
 		goes_on
+		if [ "$(look state.moves)" != "$before" ] && [ "$(paused)" -gt $restarted ]; then restarted=$(paused); fi
 		start_node "$i"
 		until_true 180 "node $i" ready "$i"
 		until_true 180 "copies of v" redundant v
 	done
-	echo "at $SECONDS s: round $round, longest pause so far $(($(look state.longest_pause_ns) / 1000000)) ms, $(look state.moves) moves"
+	echo "at $SECONDS s: round $round paused $killed ms (killed), $frozen ms (frozen), $restarted ms (all restarted)," \
+		"$(($(look state.longest_pause_ns) / 1000000)) ms at the worst of $(look state.moves) moves"
 done
 pause=$(($(look state.longest_pause_ns) / 1000000))
 # The machine is emulated and may get little of the processor: test/failover is strict.
