@@ -89,6 +89,22 @@ func TestListAndDetachWithoutAProcess(t *testing.T) {
 	}
 }
 
+// A device's name goes with it also when udev has made it, whose links are
+// relative; another device's name stays.
+func TestForgetTakesUdevsNameAway(t *testing.T) {
+	d := testDirs(t)
+	i := Info{Volume: "v", Device: filepath.Join(filepath.Dir(d.Link), "nbd77"), Link: filepath.Join(d.Link, "v")}
+	for to, stays := range map[string]bool{"../nbd77": false, "../nbd78": true} {
+		if err := link(to, i.Link); err != nil {
+			t.Fatal(err)
+		}
+		forget(d, i)
+		if _, err := os.Lstat(i.Link); (err == nil) != stays {
+			t.Errorf("a link to %s: %v", to, err)
+		}
+	}
+}
+
 // A client proves by its id and its count of starts that it is the one that
 // comes back: both outlive the process.
 func TestStartsAreCounted(t *testing.T) {

@@ -251,8 +251,7 @@ func (p *process) expose(kind string) error {
 	p.publish()
 	info := p.info
 	p.mu.Unlock()
-	// For udev, which then knows the name too.
-	_ = os.WriteFile(filepath.Join("/sys/block", filepath.Base(info.Device), "uevent"), []byte("change"), 0)
+	tellUdev(info.Device)
 	info.Running = true
 	p.log.Info("attached", "device", info.Device, "kind", kind, "node", info.State.Node.String())
 	if p.cfg.Ready != nil {
@@ -357,10 +356,32 @@ func (p *process) end() error {
 	return err
 }
 
-// forget removes a device's names.
+// forget removes a device's names. The kernel's own event of the detachment came
+// when the run file was there still, so that udev, asked then, has kept the name
+// or made it again: it is asked once more.
 func forget(d Dirs, i Info) {
-	if to, err := os.Readlink(i.Link); err == nil && to == i.Device {
+	if leadsTo(i.Link) == i.Device {
 		_ = os.Remove(i.Link)
 	}
 	_ = os.Remove(d.runFile(i.Volume))
+	tellUdev(i.Device)
+}
+
+// leadsTo is where a symbolic link points, "" if it is none. What it points to
+// need not be there. Links that udev has made are relative.
+func leadsTo(name string) string {
+	to, err := os.Readlink(name)
+	if err != nil {
+		return ""
+	}
+	if !filepath.IsAbs(to) {
+		to = filepath.Join(filepath.Dir(name), to)
+	}
+	return filepath.Clean(to)
+}
+
+// tellUdev has udev, if there is one, go through its rules for a device, which
+// ask NameOf what it is called.
+func tellUdev(device string) {
+	_ = os.WriteFile(filepath.Join("/sys/block", filepath.Base(device), "uevent"), []byte("change"), 0)
 }
