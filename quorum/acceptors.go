@@ -129,6 +129,36 @@ func (a *Acceptors) AddBrick(id ident.BrickID, j Journal, s Stable) error {
 	return nil
 }
 
+// RemoveBrick forgets a brick that is broken and about to be closed, with its groups. What
+// is under way there ends as it would have ended; a brick of the same id may be
+// added afterwards.
+func (a *Acceptors) RemoveBrick(id ident.BrickID) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.bricks, id)
+	for k := range a.groups {
+		if k.brick == id {
+			delete(a.groups, k)
+		}
+	}
+}
+
+// Doubt has all copies of a brick ask whether they are still wanted, as after the start
+// of the node.
+func (a *Acceptors) Doubt(id ident.BrickID) {
+	any := false
+	for _, g := range a.all() {
+		if g.brick.id == id {
+			g.mu.Lock()
+			g.doubted, g.fed, any = true, false, true
+			g.mu.Unlock()
+		}
+	}
+	if any {
+		a.doubting()
+	}
+}
+
 func (a *Acceptors) replay(b *brick) (map[ident.GroupID]*group, error) {
 	const op = "quorum.replay"
 	ids, err := b.list()

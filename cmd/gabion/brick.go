@@ -115,19 +115,19 @@ start the node. What only this brick had is lost.`,
 func (a *app) brickReadmitCmd() *cobra.Command {
 	return &cobra.Command{
 		Use:   "readmit BRICK",
-		Short: "Use a brick that was set aside again, from the next start of the node on",
-		Long: `Lets a brick of this node that was set aside in again when the node starts the
-next time. BRICK is its id, at least the first four characters of it, or its
-path. It is verified as it is opened, and set aside again if it is damaged. Do
-this when the cause was outside of the disk (a cable, a controller), and 'gabion
-scrub start' afterwards.`,
+		Short: "Use a brick that was set aside again",
+		Long: `Opens a brick of this node that was set aside and uses it again. BRICK is its id,
+at least the first four characters of it, or its path. It is verified as it is opened,
+and stays aside if it is damaged or its disk does not answer. Do this when the cause
+was outside of the disk (a cable, a controller), and 'gabion scrub start' afterwards;
+or when the disk was replaced and the directory is empty: then it is a new brick.`,
 		Args: exactly("BRICK"),
 		RunE: func(c *cobra.Command, args []string) error {
 			return a.ask(c, func(ctx context.Context, d control.Daemon) error {
 				if err := d.ReadmitBrick(ctx, args[0]); err != nil {
 					return err
 				}
-				return a.done("brick %s is readmitted; it is used again when the node has been restarted", args[0])
+				return a.done("brick %s is readmitted and used again; let it be verified with: gabion scrub start", args[0])
 			})
 		},
 	}

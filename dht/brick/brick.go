@@ -101,7 +101,15 @@ type Brick struct {
 	closeErr error
 }
 
-// Open opens the brick in cfg.FS, or lays out a new one in an empty directory.
+// hangs tells of a disk that does not answer while it is not known yet what brick it has.
+func (c *Config) hangs(op, name string, d time.Duration) {
+	if c.OnBroken != nil {
+		c.OnBroken(fault.Newf(fault.Timeout, "brick."+op, name, "the disk has not answered for %v", d.Round(time.Millisecond)))
+	}
+}
+
+// Open opens the brick in cfg.FS, or lays out a new one in an empty directory. If the disk
+// does not answer for cfg.StallMax, cfg.OnBroken is told; Open returns when, and if, it does.
 // Kinds: Denied (a brick of another pool or node), Busy (locked), Corrupt
 // (damaged; the subject is the file), Invalid (configuration), NoSpace.
 func Open(cfg Config) (b *Brick, err error) {
@@ -111,10 +119,17 @@ func Open(cfg Config) (b *Brick, err error) {
 	inner := cfg.FS
 	var w *watch
 	if cfg.StallMax > 0 {
-		w = &watch{max: cfg.StallMax}
+		w = &watch{max: cfg.StallMax, stalled: cfg.hangs}
 		cfg.FS = watchedFS{inner, w}
 	}
+	defer func() {
+		if err != nil {
+			w.stop()
+		}
+	}()
+	i := w.begin("lock", lockFile)
 	unlock, err := inner.Lock(lockFile)
+	w.end(i)
 	if err != nil {
 		if fault.Is(err, fault.Busy) {
 			err = fault.New(fault.Busy, "brick.open", cfg.OSDir, err)
@@ -148,15 +163,15 @@ func Open(cfg Config) (b *Brick, err error) {
 	}
 	b.core = newCore(cfg, id.Brick)
 	b.identity = id
-	b.core.watch = w
-	if w != nil {
-		w.mu.Lock()
-		w.stalled = b.core.stalled
-		w.mu.Unlock()
+	if err := b.core.watched(w); err != nil {
+		return b, err
 	}
 	store := cfg.Stable
 	if store == nil {
-		if store, err = openBolt(cfg.OSDir, false); err != nil {
+		i := w.begin("open", "stable")
+		store, err = openBolt(cfg.OSDir, false)
+		w.end(i)
+		if err != nil {
 			return b, err
 		}
 		b.owned = store
@@ -165,6 +180,21 @@ func Open(cfg Config) (b *Brick, err error) {
 		return b, err
 	}
 	return b, b.start(cfg)
+}
+
+// watched has the brick hear of w, nil for none, from now on. Timeout: the disk did not
+// answer before.
+func (c *core) watched(w *watch) error {
+	if w == nil {
+		return nil
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.over {
+		return fault.Newf(fault.Timeout, "brick.open", c.id.Short(), "the disk did not answer for %v", w.max)
+	}
+	c.watch, w.stalled = w, c.stalled
+	return nil
 }
 
 func newCore(cfg Config, id ident.BrickID) *core {

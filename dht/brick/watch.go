@@ -4,6 +4,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/gabion-storage/gabion/internal/fault"
 	"github.com/gabion-storage/gabion/internal/vfs"
 )
 
@@ -73,7 +74,7 @@ func (w *watch) begin(op, name string) (i int) {
 }
 
 func (w *watch) end(i int) {
-	if i < 0 {
+	if w == nil || i < 0 {
 		return
 	}
 	w.mu.Lock()
@@ -110,6 +111,27 @@ func (w *watch) look() {
 	w.mu.Unlock()
 	if w.stalled != nil {
 		w.stalled(oldest.op, oldest.name, d)
+	}
+}
+
+// Within runs f, which waits for a disk, and returns nil when it has ended. Timeout: f
+// did not end while this process ran for max; it may go on.
+func Within(max time.Duration, f func()) error {
+	stalled := make(chan struct{})
+	w := &watch{max: max, stalled: func(string, string, time.Duration) { close(stalled) }}
+	defer w.stop()
+	i := w.begin("wait", "")
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		f()
+	}()
+	select {
+	case <-done:
+		w.end(i)
+		return nil
+	case <-stalled:
+		return fault.Newf(fault.Timeout, "brick.open", "", "the disk has not answered for %v", max)
 	}
 }
 

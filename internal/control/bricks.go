@@ -27,8 +27,8 @@ type Bricks interface {
 	// ForgetBrick takes a brick that is set aside out of the pool for good. Kinds:
 	// NotFound, Conflict (it works), Invalid (more than one has that name).
 	ForgetBrick(ctx context.Context, brick string) error
-	// ReadmitBrick lets a brick that was set aside in again, at the next start of
-	// the node. Kinds as for ForgetBrick.
+	// ReadmitBrick opens a brick that was set aside and uses it again. Unavailable: it
+	// stays aside. Other kinds as for ForgetBrick.
 	ReadmitBrick(ctx context.Context, brick string) error
 }
 

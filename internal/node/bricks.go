@@ -2,18 +2,12 @@ package node
 
 import (
 	"context"
-	"errors"
-	"io/fs"
-	"os"
 	"slices"
-	"sync/atomic"
 	"time"
 
-	"github.com/gabion-storage/gabion/dht/brick"
 	"github.com/gabion-storage/gabion/internal/control"
 	"github.com/gabion-storage/gabion/internal/fault"
 	"github.com/gabion-storage/gabion/internal/ident"
-	"github.com/gabion-storage/gabion/internal/vfs"
 	"github.com/gabion-storage/gabion/overlay"
 )
 
@@ -28,61 +22,6 @@ type asideBrick struct {
 	// Forgotten: the pool does not know it any more. It stays here so that the
 	// directory is not opened as that brick again.
 	Forgotten bool `json:"forgotten,omitempty"`
-}
-
-// openBricks opens the bricks of this node. One that is damaged is set aside; a
-// configuration that is wrong ends the start.
-func (n *Node) openBricks() error {
-	for _, path := range n.dir.mem.Bricks {
-		if err := n.openBrick(path); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (n *Node) openBrick(path string) error {
-	st, err := os.Stat(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		err = os.MkdirAll(path, 0o700)
-	} else if err == nil && !st.IsDir() {
-		return fault.Newf(fault.Invalid, "node run", "--brick "+path, "it is not a directory; give a directory on the disk")
-	}
-	if err != nil {
-		return osFault("node run", "--brick "+path, err)
-	}
-	fsys, err := vfs.NewOS(path)
-	if err != nil {
-		return err
-	}
-	id, found, err := brick.Identify(fsys)
-	if aside := n.asideAt(path, id, found, err); aside != nil {
-		n.cfg.Log.Warn("brick stays set aside", "brick", path, "reason", aside.Reason)
-		return nil
-	}
-	var observe atomic.Pointer[func(time.Duration)] // known once the brick has told its id
-	b, err := brick.Open(brick.Config{
-		FS: fsys, OSDir: path, Pool: n.poolID, Node: n.id.Node, Log: n.cfg.Log,
-		OnBroken: func(err error) { go n.brickBroke(path, err) }, // it may hold what we want
-		OnSync: func(d time.Duration) {
-			if f := observe.Load(); f != nil {
-				(*f)(d)
-			}
-		},
-	})
-	switch {
-	case err == nil:
-	case damaging(err):
-		return n.keepAside(asideBrick{ID: id, Path: path, Reason: err.Error(), Since: time.Now().Unix()})
-	default:
-		return err
-	}
-	f := n.exp.SyncObserver(b.ID())
-	observe.Store(&f)
-	n.asideMu.Lock()
-	n.bricks = append(n.bricks, openBrick{b, path})
-	n.asideMu.Unlock()
-	return n.saveDir()
 }
 
 // damaging tells whether an error at the opening of a brick is about its disk, and
@@ -231,18 +170,6 @@ func (n *Node) ForgetBrick(_ context.Context, id string) error {
 		n.Core.Reannounce()
 	}
 	return err
-}
-
-// ReadmitBrick implements control.Daemon.
-func (n *Node) ReadmitBrick(_ context.Context, id string) error {
-	n.asideMu.Lock()
-	defer n.asideMu.Unlock()
-	i, err := n.findAside("brick readmit", id)
-	if err != nil {
-		return err
-	}
-	n.dir.mem.Aside = slices.Delete(n.dir.mem.Aside, i, i+1)
-	return n.dir.save()
 }
 
 // BrickAside is the state of a brick that is set aside.

@@ -70,6 +70,9 @@ type Core struct {
 	scrubs   scrubs
 	events   chan struct{} // something changed that maintenance may care about
 	swept    map[ident.VolumeID]bool
+	resweep  atomic.Bool // a brick came that has not been swept
+	bricksMu sync.Mutex
+	bricks   []*brick.Brick            // in use here, broken ones included; guarded by bricksMu
 	mended   map[ident.VolumeID]uint64 // lane table version at which a volume was last found complete
 }
 
@@ -84,14 +87,7 @@ func NewCore(cfg CoreConfig) (*Core, error) {
 	c.Acceptors = quorum.NewAcceptors(quorum.AcceptorsConfig{Transport: cfg.Transport, HolderMayLive: c.View.HolderMayLive, Log: cfg.Log})
 	c.Extents = dht.New(dht.Config{Transport: cfg.Transport, View: c.View, Log: cfg.Log})
 	for _, b := range cfg.Bricks {
-		err := c.Acceptors.AddBrick(b.ID(), quorum.JournalOf(b.Journal()), b.Stable())
-		if fault.Is(err, fault.Corrupt) {
-			b.SetAside(err) // what it has of extents is still good
-		} else if err != nil {
-			cancel()
-			return nil, err
-		}
-		if err := c.Extents.AddBrick(b); err != nil {
+		if err := c.takeBrick(b); err != nil {
 			cancel()
 			return nil, err
 		}
@@ -150,7 +146,7 @@ const hungMax = 5 * time.Second
 
 // outlast runs f, and does not wait for its end if a disk of this node hangs.
 func (c *Core) outlast(f func()) {
-	if !slices.ContainsFunc(c.cfg.Bricks, (*brick.Brick).Hung) {
+	if !slices.ContainsFunc(c.allBricks(), (*brick.Brick).Hung) {
 		f()
 		return
 	}
@@ -173,7 +169,7 @@ func (c *Core) record() pool.NodeRecord {
 		r.Bricks = c.cfg.BrickInfos()
 		return r
 	}
-	for _, b := range c.cfg.Bricks {
+	for _, b := range c.allBricks() {
 		r.Bricks = append(r.Bricks, infoOf(b))
 	}
 	return r
@@ -189,7 +185,7 @@ func infoOf(b *brick.Brick) overlay.BrickInfo {
 // told, so that data and votes move elsewhere. What can still be read of it is
 // a last resort, unless its disk hangs.
 func (c *Core) BrickBroke(id ident.BrickID) {
-	for _, b := range c.cfg.Bricks {
+	for _, b := range c.allBricks() {
 		if b.ID() == id && b.Hung() {
 			c.Extents.SetBrickDown(id)
 			if u, ok := c.cfg.Transport.(link.Unsticker); ok {
@@ -324,6 +320,9 @@ func (c *Core) care() {
 func (c *Core) sweep() {
 	st := c.Pool.State()
 	var upTo uint64
+	if c.resweep.Swap(false) {
+		clear(c.swept)
+	}
 	for _, t := range st.Tombstones {
 		if err := c.drop(t); err != nil {
 			c.cfg.Log.Warn("a deleted volume's data stays for now", "volume", t.Name, "error", err)

@@ -20,6 +20,7 @@ import (
 	"github.com/gabion-storage/gabion/internal/ident"
 	"github.com/gabion-storage/gabion/internal/link"
 	"github.com/gabion-storage/gabion/internal/pki"
+	"github.com/gabion-storage/gabion/internal/vfs"
 	"github.com/gabion-storage/gabion/overlay"
 	"github.com/gabion-storage/gabion/target/iscsi"
 	"github.com/gabion-storage/gabion/target/nbd"
@@ -64,6 +65,11 @@ type Node struct {
 	run     run
 	listen  string // address of the mesh
 	core    atomic.Pointer[Core]
+
+	stallMax  time.Duration                     // how long a disk may take; 0: brick.StallMaxDefault
+	newFS     func(path string) (vfs.FS, error) // the disk of a brick; nil: the machine's
+	segment   int64                             // of a journal, in bytes; 0: the default of a brick
+	readmitMu sync.Mutex                        // one brick is readmitted at a time; taken before asideMu
 
 	asideMu sync.Mutex // guards bricks, and dir.mem once the bricks are being opened
 }
@@ -373,7 +379,7 @@ func (n *Node) close() {
 			n.mesh.Close()
 		}
 	}
-	for _, b := range n.bricks {
+	for _, b := range n.openedBricks() {
 		if err := b.b.Close(); err != nil {
 			n.cfg.Log.Warn("brick did not close well", "brick", b.path, "error", err)
 		}

@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"encoding/json"
+	"slices"
 	"sync"
 	"time"
 
@@ -64,11 +65,32 @@ type scrubber struct {
 func (c *Core) startScrubs() {
 	c.scrubs.settings = c.cfg.Scrub
 	c.scrubs.changed = make(chan struct{})
-	for _, b := range c.cfg.Bricks {
-		s := &scrubber{c: c, b: b, start: make(chan int64, 1)}
-		c.scrubs.all = append(c.scrubs.all, s)
-		c.wg.Go(s.loop)
+	for _, b := range c.allBricks() {
+		c.startScrub(b)
 	}
+}
+
+// startScrub begins to look after a brick.
+func (c *Core) startScrub(b *brick.Brick) {
+	s := &scrubber{c: c, b: b, start: make(chan int64, 1)}
+	c.scrubs.mu.Lock()
+	c.scrubs.all = append(c.scrubs.all, s)
+	c.scrubs.mu.Unlock()
+	c.wg.Go(s.loop)
+}
+
+// stopScrub forgets a brick that is broken: its loop ends by itself, or with the node.
+func (c *Core) stopScrub(id ident.BrickID) {
+	c.scrubs.mu.Lock()
+	defer c.scrubs.mu.Unlock()
+	c.scrubs.all = slices.DeleteFunc(c.scrubs.all, func(s *scrubber) bool { return s.b.ID() == id })
+}
+
+// each are the scrubs of the bricks of now.
+func (s *scrubs) each() []*scrubber {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.all)
 }
 
 // usual returns the settings, defaults filled in, and a channel that is closed
@@ -264,7 +286,7 @@ func (s *scrubber) describe() *control.Scrub {
 // second, 0 for the usual. NotFound: no such brick is in use here.
 func (c *Core) ScrubNow(id ident.BrickID, rate int64) error {
 	n := 0
-	for _, s := range c.scrubs.all {
+	for _, s := range c.scrubs.each() {
 		if s.b.Broken() != nil || !id.IsZero() && s.b.ID() != id {
 			continue
 		}
@@ -290,7 +312,7 @@ func (c *Core) ScrubNow(id ident.BrickID, rate int64) error {
 
 // ScrubOf tells how the scrub of a brick stands, nil if there is none.
 func (c *Core) ScrubOf(id ident.BrickID) *control.Scrub {
-	for _, s := range c.scrubs.all {
+	for _, s := range c.scrubs.each() {
 		if s.b.ID() == id {
 			return s.describe()
 		}

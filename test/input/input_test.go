@@ -249,12 +249,6 @@ func TestDamagedDirectory(t *testing.T) {
 	if out, err := n.Do("brick", "readmit", filepath.Join(n.Dir, "brick")); err != nil {
 		t.Fatalf("%v %s", err, out)
 	}
-	if err := n.Stop(); err != nil {
-		t.Fatal(err)
-	}
-	if err := n.Start(); err != nil {
-		t.Fatal(err)
-	}
 	got := make([]byte, len(p))
 	if err := n.Dial(t, "v").ReadAt(got, 0); err != nil || string(got) != string(p) {
 		t.Fatalf("with all files put back the data is not: %v", err)
