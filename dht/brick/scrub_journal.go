@@ -3,6 +3,7 @@ package brick
 import (
 	"bytes"
 	"fmt"
+	"slices"
 
 	"github.com/gabion-storage/gabion/internal/fault"
 	"github.com/gabion-storage/gabion/internal/mutant"
@@ -49,6 +50,9 @@ func (s *scrub) checkSegment(seg durableRun) error {
 	if serr != nil || s.cfg.Journal == nil || !s.cfg.Journal(end, err) || !s.journal.isGone(seg.first) {
 		return s.fatal(name, err)
 	}
+	if err := s.journal.awaitRetired(seg.first); err != nil {
+		return err
+	}
 	s.found(name, true, err)
 	return nil
 }
@@ -82,6 +86,22 @@ func (j *Journal) isGone(first Pos) bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	return first < j.oldest()
+}
+
+// awaitRetired returns when the segment that began at first, which was trimmed, is
+// no segment of the journal on the disk either: until then a brick that is opened again
+// would find its damage.
+func (j *Journal) awaitRetired(first Pos) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for slices.ContainsFunc(j.retiring, func(s *jseg) bool { return s.h.first == first }) {
+		if err := j.usable(); err != nil {
+			return err
+		}
+		j.kick()
+		j.ready.Wait()
+	}
+	return nil
 }
 
 // endOf returns where the segment that began at first ends: trimming to there

@@ -140,6 +140,23 @@ func TestScrubFindsRotAnywhere(t *testing.T) {
 	}
 }
 
+// TestScrubTellsOfRepairsThatAreDone: a process that dies right after a repair of the
+// journal leaves a brick that opens, however slow its disk gives damaged segments back.
+func TestScrubTellsOfRepairsThatAreDone(t *testing.T) {
+	s := newScrubbed(t, 1)
+	must(t, s.m.FlipBit("journal/00000001", segmentDataOff+100))
+	defer s.m.Inject(vfs.Fault{Op: "sync", Name: "journal/00000001",
+		Wait: func(string, string) { <-time.After(50 * time.Millisecond) }})()
+	if c, err := s.scrub(); err != nil || c.Damaged != 1 || c.Repaired != 1 {
+		t.Fatalf("%+v, %v", c, err)
+	}
+	b, err := Open(small(s.m.Kill(), s.st))
+	if err != nil {
+		t.Fatal("it does not open again: ", err)
+	}
+	must(t, b.Close())
+}
+
 // TestScrubSeesTheDiskNotTheCache: writes that the disk acknowledged and never
 // did, or did elsewhere, are found while the page cache still has good bytes.
 func TestScrubSeesTheDiskNotTheCache(t *testing.T) {
