@@ -24,11 +24,6 @@ import (
 const TypeRelease link.Type = 0x5c
 
 const (
-	// attachMax is how long an attach goes on trying. A takeover from a dead
-	// holder needs the lease to run out first.
-	attachMax = 12 * time.Second
-	// attachRetry is the pause between tries.
-	attachRetry = 100 * time.Millisecond
 	// takeoverKeep is how long a forced takeover is protected from the old
 	// holder's clients.
 	takeoverKeep = 30 * time.Second
@@ -56,6 +51,9 @@ type ManagerConfig struct {
 	// Publish has the pool apply a command that changes the catalog; nil in
 	// pools without one.
 	Publish func(context.Context, pool.Command) error
+	// Refresh makes Catalog show every change that was over when it was called: see
+	// pool.Pool.Refresh. nil in pools whose Catalog always does.
+	Refresh func(context.Context) error
 	Log     *slog.Logger
 	// Tune is applied to the Config of every attachment; nil for defaults.
 	Tune func(*Config)
@@ -245,160 +243,6 @@ func (m *Manager) attached(ctx context.Context, d pool.Volume, by claim) (*attac
 	case <-ctx.Done():
 		return nil, fault.New(fault.Timeout, "volume attach", d.Name, ctx.Err())
 	}
-}
-
-func (m *Manager) attach(ctx context.Context, d pool.Volume, a *attached, by claim) {
-	ctx, cancel := context.WithTimeout(ctx, attachMax)
-	defer cancel()
-	began := time.Now()
-	vol, err := m.tryAttach(ctx, d, by)
-	m.mu.Lock()
-	orphan := err == nil && (m.closed || m.resign || m.vols[d.ID] != a) // detached meanwhile
-	if orphan {
-		err = fault.Newf(fault.Unavailable, "volume attach", d.Name, "it was detached while it was being attached")
-	}
-	a.err = err
-	switch {
-	case err == nil:
-		a.vol = vol
-		if by.takeover {
-			a.keep = time.Now().Add(takeoverKeep)
-		}
-	case m.vols[d.ID] == a:
-		delete(m.vols, d.ID)
-	}
-	m.mu.Unlock()
-	if orphan {
-		vol.Close()
-	}
-	close(a.ready)
-	if err != nil {
-		m.cfg.Log.Info("attach failed", "volume", d.Name, "error", err)
-		return
-	}
-	m.cfg.Log.Info("volume attached", "volume", d.Name, "epoch", vol.epoch, "took", time.Since(began).Round(time.Millisecond))
-	m.members(vol) // they may have changed under the holder before
-	go m.watch(d, a)
-}
-
-// watch forgets an attachment when it is over.
-func (m *Manager) watch(d pool.Volume, a *attached) {
-	<-a.vol.Gone()
-	m.mu.Lock()
-	if m.vols[d.ID] == a {
-		delete(m.vols, d.ID)
-	}
-	m.mu.Unlock()
-	a.vol.Close()
-}
-
-// tryAttach repeats until it has the volume, the holder refuses, or ctx ends.
-func (m *Manager) tryAttach(ctx context.Context, d pool.Volume, by claim) (*Volume, error) {
-	for {
-		vol, err := m.attachOnce(ctx, d, by)
-		if err == nil {
-			return vol, nil
-		}
-		final := fault.Is(err, fault.NotFound) || fault.Is(err, fault.Corrupt) || isHolderRefusal(err)
-		if final || ctx.Err() != nil {
-			return nil, err
-		}
-		t := time.NewTimer(attachRetry)
-		select {
-		case <-ctx.Done():
-			t.Stop()
-			return nil, err
-		case <-t.C:
-		}
-	}
-}
-
-func (m *Manager) attachOnce(ctx context.Context, d pool.Volume, by claim) (*Volume, error) {
-	seeds := m.seeds(d)
-	group := ident.MapBlock(d.ID)
-	ballot, _, err := quorum.Holder(ctx, m.cfg.Transport, seeds, group, m.everybody()...)
-	if err != nil {
-		return nil, err
-	}
-	var over quorum.Ballot
-	if !ballot.IsZero() && ballot.Node != m.cfg.Self {
-		released, err := m.askRelease(ctx, d, ballot.Node, by)
-		if err != nil {
-			return nil, err
-		}
-		if released {
-			over = ballot
-		}
-	}
-	v := newVolume(m.volumeConfig(d))
-	p, rec, err := quorum.Open(ctx, quorum.ProposerConfig{
-		Group: group, Transport: m.cfg.Transport, Local: m.cfg.Acceptors, Self: m.cfg.Self, Boot: m.cfg.Boot,
-		Seeds: seeds, Fallback: m.everybody(), AtLeast: quorum.ForcedVersion(d.VotersVersion), Over: over, OnProgress: v.pend.progress, OnFenced: v.fenced,
-		OnMembers: func() { m.members(v) }, Log: m.cfg.Log,
-	})
-	if err != nil {
-		v.cancel()
-		return nil, m.askBlocker(ctx, d, ballot.Node, by, err)
-	}
-	var alive []ident.NodeID
-	for _, n := range m.cfg.View.Nodes() {
-		if n.State == overlay.Alive {
-			alive = append(alive, n.ID)
-		}
-	}
-	if _, err := m.cfg.Extents.Seal(ctx, d.ID, p.Ballot().Epoch, alive); err != nil {
-		v.fail(err)
-		p.Close()
-		return nil, err
-	}
-	if err := v.open(ctx, p, rec); err != nil {
-		v.fail(err)
-		p.Close()
-		return nil, err
-	}
-	_ = v.spawn(v.maintainLoop) // a volume fenced already needs none
-	_ = v.spawn(v.membersLoop)
-	v.maintain.request()
-	return v, nil
-}
-
-func (m *Manager) volumeConfig(d pool.Volume) Config {
-	c := Config{
-		ID: d.ID, Name: d.Name, Size: d.Size, BlockSize: d.BlockSize, Replicas: d.Replicas,
-		Extents: m.cfg.Extents, View: m.cfg.View, Log: m.cfg.Log, WriteCache: WriteCache(d.WriteCache), Pace: m.pace,
-		Publish: func(ctx context.Context, list []SnapshotInfo, revision uint64) error {
-			return m.publish(ctx, d.ID, list, revision)
-		},
-	}
-	if m.cfg.Tune != nil {
-		m.cfg.Tune(&c)
-	}
-	return c
-}
-
-// seeds is where to ask for a volume's map block: the members that the catalog
-// and this node's own acceptor know of.
-func (m *Manager) seeds(d pool.Volume) []ident.NodeID {
-	var out []ident.NodeID
-	add := func(n ident.NodeID) {
-		if !slices.Contains(out, n) {
-			out = append(out, n)
-		}
-	}
-	if g, ok := m.cfg.Acceptors.Group(ident.MapBlock(d.ID)); ok {
-		for _, x := range g.Config.Members {
-			add(x.Node)
-		}
-	}
-	for _, n := range d.Seeds {
-		add(n)
-	}
-	if len(d.Seeds) == 0 {
-		for _, x := range d.Voters {
-			add(x.Node)
-		}
-	}
-	return out
 }
 
 type releaseRequest struct {

@@ -22,7 +22,7 @@ func NewState(pool ident.PoolID, name string) (*State, error) {
 
 // Apply changes s by c, or refuses and leaves s alone. It depends on nothing but
 // its arguments. A command whose id was applied lately is success and changes
-// nothing; any other accepted command raises Version by one. Kinds: Invalid (a
+// nothing, nor does a Refresh; any other accepted command raises Version by one. Kinds: Invalid (a
 // rule, said in words), Exists, NotFound, Conflict (deleted id, stale plan),
 // NoSpace (a limit).
 func Apply(s *State, c Command) error {
@@ -32,7 +32,7 @@ func Apply(s *State, c Command) error {
 	if slices.Contains(s.Recent, c.ID) {
 		return nil
 	}
-	if err := apply(s, c); err != nil {
+	if err := apply(s, c); err != nil || c.Refresh {
 		return err
 	}
 	s.Version++

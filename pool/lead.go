@@ -184,7 +184,7 @@ func (l *leadership) propose(c Command) (version uint64, refusal, err error) {
 		return 0, nil, fault.Newf(fault.Unavailable, "pool.submit", "", "%d commands wait for their majority", PendingMax)
 	}
 	s := l.next.Clone()
-	if refusal := Apply(s, c); refusal != nil || s.Version == l.next.Version {
+	if refusal := Apply(s, c); refusal != nil || s.Version == l.next.Version && !c.Refresh {
 		return l.next.Version, refusal, nil
 	}
 	if n, was := len(EncodeState(s)), len(EncodeState(l.next)); n > stateBytesMax && n > was {

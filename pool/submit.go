@@ -19,11 +19,24 @@ import (
 // final; Unavailable (no leader was found in time; nothing was done);
 // Indeterminate (it may still be applied: submit the same command again).
 func (p *Pool) Submit(ctx context.Context, c Command) error {
+	ctx, cancel := context.WithTimeout(ctx, SubmitMax)
+	defer cancel()
+	version, err := p.submit(ctx, c)
+	if err != nil {
+		return err
+	}
+	if err := p.await(ctx, version); err != nil {
+		p.log.Debug("applied, but not seen here yet", "version", version, "err", err)
+	}
+	return nil
+}
+
+// submit is Submit without the wait for State to have the command's effect, which
+// is in the state of the version that it returns and those after it.
+func (p *Pool) submit(ctx context.Context, c Command) (version uint64, err error) {
 	if c.ID == "" {
 		c.ID = NewCommandID()
 	}
-	ctx, cancel := context.WithTimeout(ctx, SubmitMax)
-	defer cancel()
 	kind, last := fault.Unavailable, error(fault.Newf(fault.Unavailable, "pool.submit", "", "this node has not met the pool yet"))
 	pause := retryMin
 	var next ident.NodeID // where the last answer pointed
@@ -43,11 +56,13 @@ func (p *Pool) Submit(ctx context.Context, c Command) error {
 					kind = fault.Indeterminate // it was sent
 				}
 			case a.Refusal != nil:
-				return &fault.Error{Kind: a.Refusal.Kind, Op: a.Refusal.Op, Subject: a.Refusal.Subject, Err: errors.New(a.Refusal.Text)}
+				return 0, &fault.Error{Kind: a.Refusal.Kind, Op: a.Refusal.Op, Subject: a.Refusal.Subject, Err: errors.New(a.Refusal.Text)}
 			case a.Version > 0:
 				p.remember(target)
-				p.catchUp(ctx, target, a.Version)
-				return nil
+				if target != p.self && p.State().Version < a.Version {
+					_ = p.pull(ctx, target) // the news or a ping brings it otherwise
+				}
+				return a.Version, nil
 			default:
 				p.forget(target)
 				if a.Leader != target {
@@ -64,7 +79,7 @@ func (p *Pool) Submit(ctx context.Context, c Command) error {
 		}
 		select {
 		case <-ctx.Done():
-			return fault.Newf(kind, "pool.submit", "", "no answer from a leader in time: %w", last)
+			return 0, fault.Newf(kind, "pool.submit", "", "no answer from a leader in time: %w", last)
 		case <-time.After(pause/2 + rand.N(pause/2)):
 		}
 		pause = min(2*pause, retryMax)
@@ -84,17 +99,6 @@ func (p *Pool) submitAt(ctx context.Context, target ident.NodeID, c Command) (su
 		err = unpack("pool.submit", b, &a)
 	}
 	return a, err
-}
-
-// catchUp makes State show at least the version, as far as that works in time:
-// the command is applied in any case.
-func (p *Pool) catchUp(ctx context.Context, leader ident.NodeID, version uint64) {
-	if leader != p.self && p.State().Version < version {
-		_ = p.pull(ctx, leader) // the news or a ping brings it otherwise
-	}
-	if err := p.await(ctx, version); err != nil {
-		p.log.Debug("applied, but not seen here yet", "version", version, "err", err)
-	}
 }
 
 func (p *Pool) remember(leader ident.NodeID) {

@@ -103,7 +103,7 @@ func NewCore(cfg CoreConfig) (*Core, error) {
 	c.Pool.OnChange(c.onState)
 	c.Manager = blockdev.NewManager(blockdev.ManagerConfig{
 		Self: c.Self, Boot: cfg.Boot, Transport: cfg.Transport, Acceptors: c.Acceptors, Extents: c.Extents,
-		View: c.View, Catalog: c.Pool.State, Publish: c.Pool.Submit, Log: cfg.Log, Tune: cfg.Tune, OnMembers: c.wake,
+		View: c.View, Catalog: c.Pool.State, Publish: c.Pool.Submit, Refresh: c.Pool.Refresh, Log: cfg.Log, Tune: cfg.Tune, OnMembers: c.wake,
 	})
 	c.View.OnChange(c.wake)
 	return c, nil

@@ -16,12 +16,28 @@ type catalog struct {
 	refuse error
 }
 
-// present is the pool's state as every node sees it.
+// present is the pool's state as every node sees it that has no old copy.
 func (c *Cluster) present() *pool.State {
 	if s := c.catalog.state.Load(); s != nil {
 		return s
 	}
 	return c.State
+}
+
+// Recall gives the node an old copy of the catalog, as one has that was away, until
+// its manager asks for the newest.
+func (n *Node) Recall(s *pool.State) { n.old.Store(s) }
+
+func (n *Node) catalog() *pool.State {
+	if s := n.old.Load(); s != nil {
+		return s
+	}
+	return n.c.present()
+}
+
+func (n *Node) refresh(context.Context) error {
+	n.old.Store(nil)
+	return nil
 }
 
 // Refuse has the catalog answer every command with err, until it is nil again.

@@ -57,7 +57,8 @@ type Node struct {
 	stable *brick.MemStable
 	boot   uint64
 
-	dead *atomic.Bool // of the present process
+	dead *atomic.Bool               // of the present process
+	old  atomic.Pointer[pool.State] // see Recall
 
 	mu      sync.Mutex
 	up      bool
@@ -160,7 +161,7 @@ func (n *Node) open() error {
 	n.Store.AddBrick(n.brick)
 	n.Manager = blockdev.NewManager(blockdev.ManagerConfig{
 		Self: n.ID, Boot: n.boot, Transport: n.link, Acceptors: n.Acc, Extents: n.Store, View: n.View,
-		Catalog: n.c.present, Publish: n.c.publish, Log: n.c.Log, Tune: n.c.Tune,
+		Catalog: n.catalog, Publish: n.c.publish, Refresh: n.refresh, Log: n.c.Log, Tune: n.c.Tune,
 	})
 	return nil
 }

@@ -1,0 +1,228 @@
+package blockdev
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"github.com/gabion-storage/gabion/internal/fault"
+	"github.com/gabion-storage/gabion/internal/ident"
+	"github.com/gabion-storage/gabion/internal/mutant"
+	"github.com/gabion-storage/gabion/overlay"
+	"github.com/gabion-storage/gabion/pool"
+	"github.com/gabion-storage/gabion/quorum"
+)
+
+const (
+	// attachMax is how long an attach goes on trying. A takeover from a dead
+	// holder needs the lease to run out first.
+	attachMax = 12 * time.Second
+	// attachRetry is the pause between tries.
+	attachRetry = 100 * time.Millisecond
+	// refreshMax bounds the wait for the newest catalog.
+	refreshMax = 2 * time.Second
+)
+
+// attach makes the attachment a, or ends it with an error.
+func (m *Manager) attach(ctx context.Context, d pool.Volume, a *attached, by claim) {
+	ctx, cancel := context.WithTimeout(ctx, attachMax)
+	defer cancel()
+	began := time.Now()
+	vol, err := m.tryAttach(ctx, d, by)
+	m.mu.Lock()
+	orphan := err == nil && (m.closed || m.resign || m.vols[d.ID] != a) // detached meanwhile
+	if orphan {
+		err = fault.Newf(fault.Unavailable, "volume attach", d.Name, "it was detached while it was being attached")
+	}
+	a.err = err
+	switch {
+	case err == nil:
+		a.vol = vol
+		if by.takeover {
+			a.keep = time.Now().Add(takeoverKeep)
+		}
+	case m.vols[d.ID] == a:
+		delete(m.vols, d.ID)
+	}
+	m.mu.Unlock()
+	if orphan {
+		vol.Close()
+	}
+	close(a.ready)
+	if err != nil {
+		m.cfg.Log.Info("attach failed", "volume", d.Name, "error", err)
+		return
+	}
+	m.cfg.Log.Info("volume attached", "volume", d.Name, "epoch", vol.epoch, "took", time.Since(began).Round(time.Millisecond))
+	m.members(vol) // they may have changed under the holder before
+	go m.watch(d, a)
+}
+
+// watch forgets an attachment when it is over.
+func (m *Manager) watch(d pool.Volume, a *attached) {
+	<-a.vol.Gone()
+	m.mu.Lock()
+	if m.vols[d.ID] == a {
+		delete(m.vols, d.ID)
+	}
+	m.mu.Unlock()
+	a.vol.Close()
+}
+
+// tryAttach repeats until it has the volume, the holder refuses, or ctx ends.
+func (m *Manager) tryAttach(ctx context.Context, d pool.Volume, by claim) (*Volume, error) {
+	known := m.refresh(ctx, d)
+	for {
+		vol, err := m.attachOnce(ctx, d, by, known)
+		if err == nil {
+			return vol, nil
+		}
+		final := fault.Is(err, fault.NotFound) || fault.Is(err, fault.Corrupt) || isHolderRefusal(err)
+		if final || ctx.Err() != nil {
+			return nil, err
+		}
+		t := time.NewTimer(attachRetry)
+		select {
+		case <-ctx.Done():
+			t.Stop()
+			return nil, err
+		case <-t.C:
+		}
+		var there bool
+		if d, there = m.cfg.Catalog().Volume(d.ID); !there {
+			return nil, fault.Newf(fault.NotFound, "volume attach", d.Name, "it was deleted meanwhile")
+		}
+	}
+}
+
+// refresh has the catalog brought up to date while the volume is being opened: a
+// node that was away may not know yet that the volume's configuration was replaced
+// by force, and the members that it knows may all have been away with it: they
+// would open what was given up. The channel is closed when the catalog is the
+// newest, or could not be had in time. A pool without its quorum does not keep a
+// volume with its own from being attached: what was forced since this node last
+// heard of it is the one thing that it then misses.
+func (m *Manager) refresh(ctx context.Context, d pool.Volume) <-chan struct{} {
+	known := make(chan struct{})
+	if m.cfg.Refresh == nil {
+		close(known)
+		return known
+	}
+	go func() {
+		defer close(known)
+		ctx, cancel := context.WithTimeout(ctx, refreshMax)
+		defer cancel()
+		if err := m.cfg.Refresh(ctx); err != nil {
+			m.cfg.Log.Warn("attaching by a catalog that may be old", "volume", d.Name, "err", err)
+		}
+	}()
+	return known
+}
+
+func (m *Manager) attachOnce(ctx context.Context, d pool.Volume, by claim, known <-chan struct{}) (*Volume, error) {
+	seeds := m.seeds(d)
+	group := ident.MapBlock(d.ID)
+	ballot, _, err := quorum.Holder(ctx, m.cfg.Transport, seeds, group, m.everybody()...)
+	if err != nil {
+		return nil, err
+	}
+	atLeast := quorum.ForcedVersion(d.VotersVersion)
+	var over quorum.Ballot
+	if !ballot.IsZero() && ballot.Node != m.cfg.Self {
+		released, err := m.askRelease(ctx, d, ballot.Node, by)
+		if err != nil {
+			return nil, err
+		}
+		if released {
+			over = ballot
+		}
+	}
+	v := newVolume(m.volumeConfig(d))
+	p, rec, err := quorum.Open(ctx, quorum.ProposerConfig{
+		Group: group, Transport: m.cfg.Transport, Local: m.cfg.Acceptors, Self: m.cfg.Self, Boot: m.cfg.Boot,
+		Seeds: seeds, Fallback: m.everybody(), AtLeast: atLeast, Over: over, OnProgress: v.pend.progress, OnFenced: v.fenced,
+		OnMembers: func() { m.members(v) }, Log: m.cfg.Log,
+	})
+	if err != nil {
+		v.cancel()
+		return nil, m.askBlocker(ctx, d, ballot.Node, by, err)
+	}
+	<-known
+	if err := m.outdated(d, atLeast); err != nil {
+		v.fail(err)
+		p.Close()
+		return nil, err
+	}
+	var alive []ident.NodeID
+	for _, n := range m.cfg.View.Nodes() {
+		if n.State == overlay.Alive {
+			alive = append(alive, n.ID)
+		}
+	}
+	if _, err := m.cfg.Extents.Seal(ctx, d.ID, p.Ballot().Epoch, alive); err != nil {
+		v.fail(err)
+		p.Close()
+		return nil, err
+	}
+	if err := v.open(ctx, p, rec); err != nil {
+		v.fail(err)
+		p.Close()
+		return nil, err
+	}
+	_ = v.spawn(v.maintainLoop) // a volume fenced already needs none
+	_ = v.spawn(v.membersLoop)
+	v.maintain.request()
+	return v, nil
+}
+
+// outdated tells whether what the newest catalog says of a volume forbids to serve
+// what was opened with the one that there was before.
+func (m *Manager) outdated(d pool.Volume, atLeast uint64) error {
+	now, there := m.cfg.Catalog().Volume(d.ID)
+	switch {
+	case !there:
+		return fault.Newf(fault.NotFound, "volume attach", d.Name, "it was deleted meanwhile")
+	case quorum.ForcedVersion(now.VotersVersion) > atLeast && !mutant.On("open-given-up"):
+		return fault.Newf(fault.Unavailable, "volume attach", d.Name, "those who answered were given up by a forced recovery; the others must answer")
+	}
+	return nil
+}
+
+func (m *Manager) volumeConfig(d pool.Volume) Config {
+	c := Config{
+		ID: d.ID, Name: d.Name, Size: d.Size, BlockSize: d.BlockSize, Replicas: d.Replicas,
+		Extents: m.cfg.Extents, View: m.cfg.View, Log: m.cfg.Log, WriteCache: WriteCache(d.WriteCache), Pace: m.pace,
+		Publish: func(ctx context.Context, list []SnapshotInfo, revision uint64) error {
+			return m.publish(ctx, d.ID, list, revision)
+		},
+	}
+	if m.cfg.Tune != nil {
+		m.cfg.Tune(&c)
+	}
+	return c
+}
+
+// seeds is where to ask for a volume's map block: the members that the catalog
+// and this node's own acceptor know of.
+func (m *Manager) seeds(d pool.Volume) []ident.NodeID {
+	var out []ident.NodeID
+	add := func(n ident.NodeID) {
+		if !slices.Contains(out, n) {
+			out = append(out, n)
+		}
+	}
+	if g, ok := m.cfg.Acceptors.Group(ident.MapBlock(d.ID)); ok {
+		for _, x := range g.Config.Members {
+			add(x.Node)
+		}
+	}
+	for _, n := range d.Seeds {
+		add(n)
+	}
+	if len(d.Seeds) == 0 {
+		for _, x := range d.Voters {
+			add(x.Node)
+		}
+	}
+	return out
+}
