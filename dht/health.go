@@ -124,6 +124,9 @@ func (p *pulse) learn(took time.Duration) {
 		p.reads++
 		share = 4
 	}
+	if took < p.mean/2 {
+		p.probed = time.Time{} // it recovers: if it is being probed, see how far
+	}
 	p.mean += (took - p.mean) / share
 	// A step up for one read in twenty weighs as much as nineteen steps down.
 	if took > p.p95 {

@@ -64,6 +64,29 @@ func TestReadsPassAHungDisk(t *testing.T) {
 	until(t, "the disk is read from again", func() bool { r.readAll(nd, xs, 1); return nd.reads() > before })
 }
 
+// TestLongHangIsSoonForgotten: reads that were under way while a disk hung say how long
+// that was; once it answers quickly again, the next ones outweigh them, not those of a minute.
+func TestLongHangIsSoonForgotten(t *testing.T) {
+	r := newRig(t, 3)
+	xs := r.pack(1, 1, 10)
+	r.put(r.nodes[0], 1, 3, xs)
+	nd := r.nodes[1]
+	for _, o := range r.nodes {
+		p := nd.store.health.pulse(o.ref())
+		p.mu.Lock()
+		p.reads, p.mean, p.p95 = pulseKnown, time.Millisecond, 2*time.Millisecond
+		if o == nd {
+			p.mean = 20 * time.Second
+		}
+		p.mu.Unlock()
+	}
+	before := nd.reads()
+	if r.readAll(nd, xs, 1); nd.reads() != before {
+		t.Fatal("a disk that takes 20 s is asked first")
+	}
+	until(t, "the disk is read from again", func() bool { r.readAll(nd, xs, 1); return nd.reads() > before })
+}
+
 func TestSlowDiskIsAskedLastAndComesBack(t *testing.T) {
 	r := newRigWith(t, 3, func(c *Config) { c.ProbeEvery = 5 * time.Millisecond })
 	xs := r.pack(1, 1, 10)
