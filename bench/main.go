@@ -1,11 +1,12 @@
 // Command bench measures gabion beside other NBD servers on the same disk:
 // the same fio jobs, in alternating rounds, medians.
 //
-//	bench [-rounds 3] [-seconds 5] [-size 1G] [-jobs REGEXP] [-servers REGEXP] [-record]
+//	bench [-rounds 3] [-seconds 5] [-size 1G] [-jobs REGEXP] [-servers REGEXP] [-before BINARY] [-record]
 //	bench -iscsi ...   one node and one copy over iSCSI, beside tgtd
 //
 // Servers: gabion with three nodes and three copies, gabion with one node and
-// one copy, nbdkit with a file, nbdkit with memory, and, when FLOOR names its
+// one copy, nbdkit with a file, nbdkit with memory, with -before the same of
+// another build of gabion, and, when FLOOR names its
 // folder, a probe of the least that replication costs. All run at once and
 // only one is asked at a time; three nodes share the machine with fio.
 package main
@@ -29,6 +30,7 @@ type options struct {
 	jobs, servers   *regexp.Regexp
 	record, iscsi   bool
 	gabion, dir     string
+	before          string
 }
 
 func main() {
@@ -41,6 +43,7 @@ func main() {
 	flag.BoolVar(&o.record, "record", false, "write bench/results/DATE.md")
 	flag.BoolVar(&o.iscsi, "iscsi", false, "measure iSCSI beside tgtd instead of NBD")
 	flag.StringVar(&o.gabion, "gabion", "bin/gabion", "the binary to measure")
+	flag.StringVar(&o.before, "before", "", "another binary of gabion to measure in the same rounds, as before-3x3 and before-1x1")
 	flag.StringVar(&o.dir, "dir", "/var/tmp", "where the disks of all servers are")
 	flag.Parse()
 	o.jobs, o.servers = regexp.MustCompile(*jobs), regexp.MustCompile(*servers)

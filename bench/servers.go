@@ -30,6 +30,8 @@ var kinds = []struct {
 }{
 	{"gabion-3x3", func(o options, dir string) (*server, error) { return startGabion(o, dir, 3) }},
 	{"gabion-1x1", func(o options, dir string) (*server, error) { return startGabion(o, dir, 1) }},
+	{"before-3x3", func(o options, dir string) (*server, error) { return startBefore(o, dir, 3) }},
+	{"before-1x1", func(o options, dir string) (*server, error) { return startBefore(o, dir, 1) }},
 	{"nbdkit-file", startFile},
 	{"nbdkit-memory", startMemory},
 	{"floor-3", func(o options, dir string) (*server, error) { return startFloor(dir, 3) }},
@@ -70,6 +72,15 @@ func startGabion(o options, dir string, nodes int) (*server, error) {
 	}
 	s.uri, s.iscsi = "nbd://"+n.Info.NBD+"/bench", n.Info.ISCSI
 	return s, nil
+}
+
+// startBefore runs the binary of -before, if there is one.
+func startBefore(o options, dir string, nodes int) (*server, error) {
+	if o.before == "" {
+		return nil, nil
+	}
+	o.gabion = o.before
+	return startGabion(o, dir, nodes)
 }
 
 func startFile(o options, dir string) (*server, error) {
