@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 
@@ -45,6 +46,7 @@ type conn struct {
 	// batch[off:] is what the flusher has taken; only the flusher touches it.
 	batch []byte
 	off   int
+	head  []byte // of direct, for reuse
 
 	wake chan struct{} // hands the role of flusher to the writer; capacity 1
 
@@ -89,7 +91,15 @@ func (c *conn) post(ctx context.Context, h header, mode postMode, wait bool, buf
 		c.end(err)
 		return err
 	}
-	c.pending = appendHeader(c.pending, h)
+	if n >= directMin && mode != postLater && !c.flushing && len(c.pending) == 0 {
+		c.flushing, c.taken = true, n
+		c.mu.Unlock()
+		c.direct(h, bufs)
+		c.base.sent.Add(1)
+		c.base.sentBytes.Add(uint64(n))
+		return nil
+	}
+	c.pending = appendHeader(slices.Grow(c.pending, n), h)
 	for _, b := range bufs {
 		c.pending = append(c.pending, b...)
 	}

@@ -182,6 +182,51 @@ func TestMessagesArriveInOrderAndWhole(t *testing.T) {
 	})
 }
 
+// Long messages go out from where they lie: whatever the socket does not take at
+// once must be a copy, for the sender uses its bytes again.
+func TestLongMessagesKeepTheirPlace(t *testing.T) {
+	both(t, func(t *testing.T, r *rig) {
+		a, b := r.node(), r.node()
+		const count = 60
+		length := func(i int) int {
+			if i%3 == 0 {
+				return directMin + 1<<20 + i*53
+			}
+			return i * 7
+		}
+		next, sent, done := 0, make(chan struct{}), make(chan struct{})
+		b.Handle(tPing, func(_ Peer, body []byte, _ bool) {
+			<-sent // the socket gets full
+			if len(body) != length(next) {
+				t.Errorf("message %d has %d bytes, want %d", next, len(body), length(next))
+			}
+			for i, c := range body {
+				if c != byte(next+i/4096) {
+					t.Errorf("message %d: wrong byte %d", next, i)
+					break
+				}
+			}
+			if next++; next == count {
+				close(done)
+			}
+		})
+		r.start()
+		for i := range count {
+			body := make([]byte, length(i))
+			for k := range body {
+				body[k] = byte(i + k/4096)
+			}
+			at := len(body) / 3
+			if err := a.Send(b.Self(), tPing, body[:at:at], nil, body[at:]); err != nil {
+				t.Fatal(err)
+			}
+			clear(body)
+		}
+		close(sent)
+		<-done
+	})
+}
+
 func TestTheLastMessageOfATypeHasNoMore(t *testing.T) {
 	both(t, func(t *testing.T, r *rig) {
 		a, b := r.node(), r.node()
