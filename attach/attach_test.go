@@ -105,6 +105,21 @@ func TestForgetTakesUdevsNameAway(t *testing.T) {
 	}
 }
 
+// The engine's last words, which come after the device is gone, leave no run file.
+func TestNothingIsPublishedAfterTheEnd(t *testing.T) {
+	d := testDirs(t)
+	p := &process{cfg: Config{Volume: "v", Dirs: d}, moved: make(chan struct{}, 1), ready: true, info: Info{Volume: "v"}}
+	p.changed(client.State{Moves: 1})
+	if got, err := List(d); err != nil || len(got) != 1 || got[0].State.Moves != 1 {
+		t.Errorf("%+v %v", got, err)
+	}
+	p.vanish()
+	p.changed(client.State{Cause: "closed"})
+	if got, err := List(d); err != nil || len(got) != 0 {
+		t.Errorf("%+v %v", got, err)
+	}
+}
+
 // A client proves by its id and its count of starts that it is the one that
 // comes back: both outlive the process.
 func TestStartsAreCounted(t *testing.T) {

@@ -351,9 +351,19 @@ func (p *process) end() error {
 		err = fault.Newf(fault.Timeout, op, p.cfg.Volume, "the last flush was not answered within %v", flushMax)
 	}
 	err = errors.Join(err, p.dev.Detach())
-	forget(p.cfg.Dirs, p.info)
+	p.vanish()
 	p.log.Info("detached", "device", p.info.Device)
 	return err
+}
+
+// vanish takes back all that says that the volume is attached. The engine has
+// more to tell afterwards, the end of its session: that must not write the run
+// file again, for whose end 'gabion detach' waits.
+func (p *process) vanish() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.ready = false
+	forget(p.cfg.Dirs, p.info)
 }
 
 // forget removes a device's names. The kernel's own event of the detachment came
