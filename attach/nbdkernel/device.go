@@ -26,10 +26,13 @@ type Config struct {
 	// Name is written into the device as its backend, so that nobody takes over
 	// another volume's.
 	Name string
-	// Connections is the number of sockets, and of the device's hardware queues.
+	// Connections is the number of sockets, and of the device's hardware queues. A
+	// device that is taken up again keeps the number it has. With one, the kernel
+	// repeats what was under way within resendAfter when another process has taken
+	// the device up; with more, only after Patience.
 	Connections int
 	// Patience is for how long the kernel keeps requests when this process dies,
-	// in whole seconds.
+	// in whole seconds. The session answers all requests within that time.
 	Patience time.Duration
 	Log      *slog.Logger
 }
@@ -110,7 +113,11 @@ func Attach(dev target.Device, index int, cfg Config) (*Device, error) {
 			unix.Close(fd)
 		}
 	}()
-	for range max(1, cfg.Connections) {
+	count := max(1, cfg.Connections)
+	if had := queues(index); had > 0 {
+		count = had
+	}
+	for range count {
 		fd, f, err := l.connect(cfg.Name)
 		if err != nil {
 			d.close()
@@ -121,6 +128,9 @@ func Attach(dev target.Device, index int, cfg Config) (*Device, error) {
 	if err := d.introduce(dev, fds, flags, cfg); err != nil {
 		d.close()
 		return nil, err
+	}
+	if err := setTimer(d.index, cfg.Patience); err != nil && cfg.Log != nil {
+		cfg.Log.Warn("the kernel keeps its own time for requests", "device", d.Path(), "error", err)
 	}
 	return d, nil
 }
@@ -220,6 +230,42 @@ func IsOurs(index int, name string) bool {
 	return err == nil && strings.TrimSpace(string(b)) == backendOf(name)
 }
 
+// queues is the number of hardware queues of a device, one for each socket that
+// it was made with; 0 if there is no such device.
+func queues(index int) int {
+	list, err := os.ReadDir(fmt.Sprintf("/sys/block/nbd%d/mq", index))
+	if err != nil {
+		return 0
+	}
+	return len(list)
+}
+
+const (
+	// resendAfter is the time after which the kernel looks at a request that was
+	// not answered, on a device of one socket: if that is another one by then it
+	// sends the request again, else it says so in its log and goes on waiting.
+	resendAfter = 5 * time.Second
+	// patienceMargin is what the session has to answer for the last time.
+	patienceMargin = 30 * time.Second
+)
+
+// timerOf is the block layer's time for a request. On a device of several
+// sockets the driver takes it for the death of the socket, which it closes, and
+// sends the request over another as well, until none is left. So it must not come
+// while the session may still answer.
+func timerOf(sockets int, patience time.Duration) time.Duration {
+	if sockets == 1 {
+		return resendAfter
+	}
+	return patience + patienceMargin
+}
+
+// setTimer replaces the kernel's 30 s. It counts for requests to come.
+func setTimer(index int, patience time.Duration) error {
+	ms := timerOf(queues(index), patience).Milliseconds()
+	return os.WriteFile(fmt.Sprintf("/sys/block/nbd%d/queue/io_timeout", index), fmt.Append(nil, ms), 0)
+}
+
 func devicePath(index int) string { return fmt.Sprintf("/dev/nbd%d", index) }
 
 // Path is the block device.
@@ -254,11 +300,33 @@ func (d *Device) Grow(size int64) error {
 	return nil
 }
 
-// Detach disconnects the device. Nobody may use it.
+// Detach disconnects the device. Nobody may use it but udev.
 func (d *Device) Detach() error {
+	release := d.settle()
 	err := Disconnect(d.index)
+	release()
 	d.close()
 	return err
+}
+
+// settleMax bounds the wait for udev.
+const settleMax = 5 * time.Second
+
+// settle waits until udev has done with the device and keeps it from beginning
+// again before release. It looks at a device whenever somebody who could write
+// has closed it (mkfs, umount), and what it reads of one that goes away is an I/O
+// error in the kernel's log. Meanwhile it has a shared lock on it (systemd,
+// "Locking Block Device Access").
+func (d *Device) settle() (release func()) {
+	fd, err := unix.Open(d.Path(), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return func() {}
+	}
+	for end := time.Now().Add(settleMax); ; time.Sleep(10 * time.Millisecond) {
+		if err = unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB); err == nil || time.Now().After(end) {
+			return func() { unix.Close(fd) }
+		}
+	}
 }
 
 func (d *Device) close() {

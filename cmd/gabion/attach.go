@@ -74,7 +74,7 @@ the local node the holder of a volume and no device.`,
 	fl.StringSliceVar(&f.nodes, "node", nil, "`HOST:PORT` or unix:/PATH of a node's NBD server; may be repeated (default: ask the local node)")
 	fl.StringVar(&f.tls, "tls", "", "`DIR` of 'gabion node nbd-client', for nodes with --nbd-tls")
 	fl.StringVar(&f.kind, "kind", "", "`KIND` of device: nbd or fuse (default: nbd if the kernel has it)")
-	fl.IntVar(&f.connections, "connections", 2, "`N` sockets between the kernel and the process, with nbd")
+	fl.IntVar(&f.connections, "connections", 1, "`N` sockets between the kernel and the process, with nbd; if the process dies, a device of several waits for --io-timeout")
 	fl.DurationVar(&f.ioTimeout, "io-timeout", 5*time.Minute, "`TIME` after which a request fails while no node serves the volume; negative: never")
 	fl.BoolVar(&f.takeover, "takeover", false, "put out another client that has the volume attached")
 	fl.BoolVar(&f.foreground, "foreground", false, "stay, and log to stderr")

@@ -113,9 +113,12 @@ phase "kill the process"
 kill -KILL "$(look pid)"
 until_true 60 "its death is seen" died
 device=$(look device)
+began=$SECONDS
 g attach v
 [ "$(look device)" = "$device" ] || fail "$device was not taken up again"
+[ "$(cat /sys/block/"$(basename "$device")"/queue/io_timeout)" = 5000 ] || fail "the kernel repeats late"
 goes_on
+phase "the ledger went on $((SECONDS - began)) s after the process was started again"
 
 phase "end"
 kill -TERM $loader
