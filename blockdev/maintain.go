@@ -85,30 +85,38 @@ func (v *Volume) tight() bool {
 	return false
 }
 
-func (v *Volume) maintainLoop() {
+// until runs once when it is woken, and again after growing pauses while it is not
+// done; until the volume is gone.
+func (v *Volume) until(wake <-chan struct{}, once func() (done bool)) {
 	retry := maintainRetryMin
 	var again <-chan time.Time
 	for {
 		select {
 		case <-v.gone:
 			return
-		case <-v.maintain.wake:
+		case <-wake:
 			retry = maintainRetryMin
 		case <-again:
 		}
 		again = nil
+		if !once() {
+			again = time.After(retry)
+			retry = min(2*retry, maintainRetryMax)
+		}
+	}
+}
+
+func (v *Volume) maintainLoop() {
+	v.until(v.maintain.wake, func() bool {
 		complete, err := v.maintainOnce(v.ctx)
 		if err != nil && v.ctx.Err() == nil {
 			v.cfg.Log.Info("maintenance will be tried again", "volume", v.cfg.Name, "error", err)
 		}
-		if !complete {
-			again = time.After(retry)
-			retry = min(2*retry, maintainRetryMax)
-		}
 		v.maintain.mu.Lock()
 		v.maintain.idle = complete
 		v.maintain.mu.Unlock()
-	}
+		return complete
+	})
 }
 
 // maintainOnce does what can be done now. complete is false when more would be

@@ -172,32 +172,39 @@ func (m *Manager) Open(ctx context.Context, name, peer string) (target.Session, 
 // use attaches a volume here if need be and counts one more use of it until
 // leave is called.
 func (m *Manager) use(ctx context.Context, d pool.Volume, peer string) (v *Volume, leave func(), err error) {
+	a, err := m.locked(ctx, d, claim{})
+	if err != nil {
+		return nil, nil, err
+	}
+	defer m.mu.Unlock()
+	a.sessions++
+	a.clients[peer]++
+	return a.vol, func() {
+		m.mu.Lock()
+		a.sessions--
+		if a.clients[peer]--; a.clients[peer] <= 0 {
+			delete(a.clients, peer)
+		}
+		m.mu.Unlock()
+	}, nil
+}
+
+// locked attaches a volume here if need be and returns with m.mu held, while the
+// attachment is one that can be used; with an error m.mu is not held.
+func (m *Manager) locked(ctx context.Context, d pool.Volume, by claim) (*attached, error) {
 	for {
-		a, err := m.attached(ctx, d, claim{})
+		a, err := m.attached(ctx, d, by)
 		if err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 		m.mu.Lock()
-		if m.vols[d.ID] != a { // detached between the two looks
-			m.mu.Unlock()
-			continue
-		}
-		if a.vol.Err() != nil { // fenced, and not forgotten yet
-			delete(m.vols, d.ID)
-			m.mu.Unlock()
-			continue
-		}
-		a.sessions++
-		a.clients[peer]++
-		m.mu.Unlock()
-		return a.vol, func() {
-			m.mu.Lock()
-			a.sessions--
-			if a.clients[peer]--; a.clients[peer] <= 0 {
-				delete(a.clients, peer)
+		if m.vols[d.ID] == a { // not detached between the two looks
+			if a.vol.Err() == nil {
+				return a, nil
 			}
-			m.mu.Unlock()
-		}, nil
+			delete(m.vols, d.ID) // fenced, and not forgotten yet
+		}
+		m.mu.Unlock()
 	}
 }
 

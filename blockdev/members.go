@@ -311,27 +311,16 @@ func (v *Volume) avoiding() error {
 
 // membersLoop runs beside the maintenance of extents, which can take long.
 func (v *Volume) membersLoop() {
-	retry := maintainRetryMin
-	var again <-chan time.Time
-	for {
-		select {
-		case <-v.gone:
-			return
-		case <-v.maintain.wakeMembers:
-			retry = maintainRetryMin
-		case <-again:
-		}
-		again = nil
+	v.until(v.maintain.wakeMembers, func() bool {
 		err := v.keepMembers(v.ctx)
 		if err != nil && v.ctx.Err() == nil {
 			v.cfg.Log.Info("the members will be looked at again", "volume", v.cfg.Name, "error", err)
-			again = time.After(retry)
-			retry = min(2*retry, maintainRetryMax)
 		}
 		v.maintain.mu.Lock()
 		v.maintain.settled = err == nil && len(v.maintain.wakeMembers) == 0
 		v.maintain.mu.Unlock()
-	}
+		return err == nil
+	})
 }
 
 func (v *Volume) move(ctx context.Context, m Move) error {

@@ -82,19 +82,9 @@ func (m *Manager) Resume(ctx context.Context, name, peer string, c target.Client
 		return nil, nil, err
 	}
 	for {
-		a, err := m.attached(ctx, d, claim{takeover: c.Force, client: c})
+		a, err := m.locked(ctx, d, claim{takeover: c.Force, client: c})
 		if err != nil {
 			return nil, nil, err
-		}
-		m.mu.Lock()
-		if m.vols[d.ID] != a { // detached between the two looks
-			m.mu.Unlock()
-			continue
-		}
-		if a.vol.Err() != nil { // fenced, and not forgotten yet
-			delete(m.vols, d.ID)
-			m.mu.Unlock()
-			continue
 		}
 		rivals, err := a.rivals(name, c)
 		if err != nil {

@@ -218,8 +218,8 @@ func (p *Proposer) retire(m Member, c Config) {
 		}()
 		ctx, cancel := context.WithTimeout(p.ctx, retireTimeout)
 		defer cancel()
-		call := retireCall{group: p.cfg.Group, brick: m.Brick, ballot: p.core.Ballot(), config: c}
-		if _, err := p.cfg.Transport.Call(ctx, m.Node, typeRetire, appendRetire(nil, &call)); err != nil {
+		call := configCall{group: p.cfg.Group, brick: m.Brick, ballot: p.core.Ballot(), config: c}
+		if _, err := p.cfg.Transport.Call(ctx, m.Node, typeRetire, appendConfigCall(nil, &call)); err != nil {
 			p.log.Info("a former member was not told; it will ask", "group", p.cfg.Group.Short(), "node", m.Node.Short(), "error", err)
 		}
 	})

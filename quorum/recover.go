@@ -141,8 +141,8 @@ func Recover(ctx context.Context, t link.Transport, nodes []ident.NodeID, group 
 		return Recovery{}, fault.New(fault.Conflict, op, group.String(), errors.New("a majority of the voters answers: nothing is to be forced"))
 	}
 	r.Ballot = Ballot{Epoch: r.Ballot.Epoch + forcedEpochs, Node: t.Self(), Boot: boot}
-	call := forceCall{group: group, brick: from.Brick, ballot: r.Ballot, config: r.Config}
-	reply, err := t.Call(ctx, from.Node, typeForce, appendForce(nil, &call))
+	call := configCall{group: group, brick: from.Brick, ballot: r.Ballot, config: r.Config}
+	reply, err := t.Call(ctx, from.Node, typeForce, appendConfigCall(nil, &call))
 	if err != nil {
 		return Recovery{}, err
 	}
@@ -156,8 +156,8 @@ func Recover(ctx context.Context, t link.Transport, nodes []ident.NodeID, group 
 	}
 	for _, s := range ss {
 		if r.Config.Find(s.Member.Node, s.Member.Brick) < 0 {
-			call := retireCall{group: group, brick: s.Member.Brick, ballot: r.Ballot, config: r.Config}
-			_, _ = t.Call(ctx, s.Member.Node, typeRetire, appendRetire(nil, &call)) // it asks by itself otherwise
+			call := configCall{group: group, brick: s.Member.Brick, ballot: r.Ballot, config: r.Config}
+			_, _ = t.Call(ctx, s.Member.Node, typeRetire, appendConfigCall(nil, &call)) // it asks by itself otherwise
 		}
 	}
 	return r, nil
@@ -254,7 +254,7 @@ func (a *Acceptors) onForce(_ context.Context, from ident.NodeID, body []byte) (
 
 // force puts a configuration in force here: everything received is made durable, then
 // the configuration.
-func (a *Acceptors) force(m *forceCall) (paxos.Status, Ballot, error) {
+func (a *Acceptors) force(m *configCall) (paxos.Status, Ballot, error) {
 	g := a.group(m.group, m.brick)
 	if g == nil {
 		return a.absent(m.group, m.brick), Ballot{}, nil

@@ -56,10 +56,10 @@ func samples() map[string][]byte {
 			Runs: gRuns, Since: 3, Witness: true, Full: []paxos.Run{{From: 8, To: 9}}}}),
 		"prepare-removed": appendPrepareReply(nil, &prepareReply{status: paxos.Removed, promised: gBallot, left: gConfig}),
 		"query-removed":   appendQueryReply(nil, &queryReply{removed: true, settled: true, feeds: true, config: gConfig}),
-		"retire":          appendRetire(nil, &retireCall{group: gGroup, brick: gBrick, ballot: gBallot, config: gConfig}),
+		"retire":          appendConfigCall(nil, &configCall{group: gGroup, brick: gBrick, ballot: gBallot, config: gConfig}),
 		"inspect-reply": appendInspectReply(nil, []Survivor{{Member: Member{Brick: gBrick}, Promised: gBallot, Opened: gOlder,
 			UpTo: 6, Commit: 8, Durable: 9, Last: 11, Config: gConfig}, {Witness: true}}),
-		"force":           appendForce(nil, &forceCall{group: gGroup, brick: gBrick, ballot: gBallot, config: gConfig}),
+		"force":           appendConfigCall(nil, &configCall{group: gGroup, brick: gBrick, ballot: gBallot, config: gConfig}),
 		"install-witness": appendInstall(nil, &installCall{group: gGroup, brick: gBrick, ballot: gBallot, witness: true, checkpoint: gCkpt}),
 		"stable-left":     appendStableGroup(nil, &stableGroup{tomb: &paxos.Tomb{Promised: gBallot, Config: gConfig}}),
 		"stable-again": appendStableGroup(nil, &stableGroup{after: 4096, birth: gBirth,
@@ -121,13 +121,13 @@ func reencode(name string, b []byte) ([]byte, error) {
 		return appendPrepare(nil, &m), err
 	case "retire":
 		m, err := decodeRetire(b)
-		return appendRetire(nil, &m), err
+		return appendConfigCall(nil, &m), err
 	case "inspect-reply":
 		ss, err := decodeInspectReply(b)
 		return appendInspectReply(nil, ss), err
 	case "force":
 		m, err := decodeForce(b)
-		return appendForce(nil, &m), err
+		return appendConfigCall(nil, &m), err
 	case "prepare-reply", "prepare-refused", "prepare-witness", "prepare-removed":
 		m, err := decodePrepareReply(b)
 		return appendPrepareReply(nil, &m), err

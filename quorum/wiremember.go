@@ -7,27 +7,28 @@ import (
 	"github.com/gabion-storage/gabion/quorum/paxos"
 )
 
-// Retire tells a member that a configuration without it is settled. Answer:
-// status u8.
+// configCall tells one member of a configuration. Retire: it is settled, without the
+// member; answer: status u8. Force: the member is to put it in force against all the
+// others; answer: status u8, promised ballot.
 //
 //	0   group   [16]
 //	16  brick   [16]
-//	32  ballot  of the holder
-//	64  config
-type retireCall struct {
+//	32  ballot  of the holder; of Force not zero
+//	64  config  of Force a sound one
+type configCall struct {
 	group  ident.GroupID
 	brick  ident.BrickID
 	ballot Ballot
 	config Config
 }
 
-func appendRetire(b []byte, m *retireCall) []byte {
+func appendConfigCall(b []byte, m *configCall) []byte {
 	b = append(b, m.group[:]...)
 	b = append(b, m.brick[:]...)
 	return paxos.AppendConfig(paxos.AppendBallot(b, m.ballot), m.config)
 }
 
-func decodeRetire(b []byte) (m retireCall, err error) {
+func decodeRetire(b []byte) (m configCall, err error) {
 	if len(b) < 32+paxos.BallotSize {
 		return m, errShort
 	}
@@ -36,6 +37,16 @@ func decodeRetire(b []byte) (m retireCall, err error) {
 	m.config, b, err = paxos.DecodeConfig(b[32+paxos.BallotSize:])
 	if err == nil && len(b) != 0 {
 		err = errLong
+	}
+	return m, err
+}
+
+func decodeForce(b []byte) (m configCall, err error) {
+	if m, err = decodeRetire(b); err == nil && m.ballot.IsZero() {
+		err = errValue
+	}
+	if err == nil {
+		err = m.config.Sound()
 	}
 	return m, err
 }
@@ -105,43 +116,4 @@ func decodeInspectReply(b []byte) (ss []Survivor, err error) {
 		return nil, errLong
 	}
 	return ss, nil
-}
-
-// Force puts a configuration in force at one member against all the others.
-// Answer: status u8, promised ballot.
-//
-//	0   group   [16]
-//	16  brick   [16]
-//	32  ballot
-//	64  config
-type forceCall struct {
-	group  ident.GroupID
-	brick  ident.BrickID
-	ballot Ballot
-	config Config
-}
-
-func appendForce(b []byte, m *forceCall) []byte {
-	b = append(b, m.group[:]...)
-	b = append(b, m.brick[:]...)
-	return paxos.AppendConfig(paxos.AppendBallot(b, m.ballot), m.config)
-}
-
-func decodeForce(b []byte) (m forceCall, err error) {
-	if len(b) < 32+paxos.BallotSize {
-		return m, errShort
-	}
-	m.group, m.brick = ident.GroupID(b[:16]), ident.BrickID(b[16:32])
-	m.ballot = paxos.DecodeBallot(b[32:])
-	m.config, b, err = paxos.DecodeConfig(b[32+paxos.BallotSize:])
-	if err == nil && len(b) != 0 {
-		err = errLong
-	}
-	if err == nil && m.ballot.IsZero() {
-		err = errValue
-	}
-	if err == nil {
-		err = m.config.Sound()
-	}
-	return m, err
 }
