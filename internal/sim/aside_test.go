@@ -25,6 +25,7 @@ import (
 // diskNode is a whole node core with several disks.
 type diskNode struct {
 	id     ident.NodeID
+	net    *link.Memory
 	core   *node.Core
 	disks  []*vfs.Mem
 	bricks []*brick.Brick
@@ -63,7 +64,7 @@ func startDisks(t *testing.T, n int) (context.Context, []*diskNode) {
 	peers := map[ident.NodeID]string{}
 	var nodes []*diskNode
 	for i := range n {
-		d := &diskNode{id: ident.NodeID{byte(i + 1)}}
+		d := &diskNode{id: ident.NodeID{byte(i + 1)}, net: net}
 		tr := net.Node(d.id)
 		for range 2 {
 			m := vfs.NewMem()
