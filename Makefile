@@ -18,7 +18,7 @@ demo: build ## three nodes on this machine with a 10 GiB volume, under ./demo; C
 
 test: build check ## everything: unit tests, races, simulation, rigs with real clients, conformance, test machine
 	@test/needs.sh
-	@GABION_BIN=$(CURDIR)/$(BIN)/gabion test/run.sh race mutate sim rigs conform vm
+	@GABION_BIN=$(CURDIR)/$(BIN)/gabion test/run.sh race mutate rigs conform vm+sim
 
 check: ## formatting, go vet, staticcheck
 	@test/check.sh

@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"fmt"
 	"maps"
+	"math"
 	"os"
 	"runtime"
 	"slices"
@@ -99,8 +100,8 @@ func number(t *testing.T, s string) int64 {
 func tailOf(s []string, n int) []string { return s[max(0, len(s)-n):] }
 
 // TestWholePools plays the seed that GABION_SIM_SEED names, with all that its
-// nodes log; or the corpus, and then seeds for GABION_SIM_SECONDS: fresh ones, or those
-// from GABION_SIM_FIRST on.
+// nodes log; or the corpus, and then seeds for GABION_SIM_SECONDS, at most
+// GABION_SIM_SEEDS of them: fresh ones, or those from GABION_SIM_FIRST on.
 func TestWholePools(t *testing.T) {
 	bin := build(t, "")
 	if s := os.Getenv("GABION_SIM_SEED"); s != "" {
@@ -124,13 +125,19 @@ func TestWholePools(t *testing.T) {
 			seconds = number(t, s)
 		}
 		end := time.Now().Add(time.Duration(seconds) * time.Second)
-		seed := uint64(time.Now().UnixMilli())
+		first, most := uint64(time.Now().UnixMilli()), uint64(math.MaxUint64)
 		if s := os.Getenv("GABION_SIM_FIRST"); s != "" {
-			seed = uint64(number(t, s)) - 1
+			first = uint64(number(t, s))
 		}
+		if s := os.Getenv("GABION_SIM_SEEDS"); s != "" {
+			most = uint64(number(t, s))
+		}
+		t.Logf("seeds from %d on", first)
+		played := uint64(0)
 		run(t, bin, func() (uint64, []string, bool) {
-			seed++
-			return seed, nil, time.Now().Before(end)
+			seed := first + played
+			played++
+			return seed, nil, played <= most && time.Now().Before(end)
 		})
 	})
 }
