@@ -2,6 +2,7 @@ package blockdev
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"time"
 
@@ -167,12 +168,33 @@ func (m *Manager) attachOnce(ctx context.Context, d pool.Volume, by claim, known
 	if err := v.open(ctx, p, rec); err != nil {
 		v.fail(err)
 		p.Close()
-		return nil, err
+		return nil, damaged(err)
 	}
 	_ = v.spawn(v.maintainLoop) // a volume fenced already needs none
 	_ = v.spawn(v.membersLoop)
 	v.maintain.request()
 	return v, nil
+}
+
+// errDamaged is an attach that took the volume from everybody and then found that what
+// its log names cannot be read.
+type errDamaged struct{ error }
+
+func (e errDamaged) Unwrap() error { return e.error }
+
+// damaged marks err, of the opening of a volume, if trying again cannot help.
+func damaged(err error) error {
+	if fault.Is(err, fault.Corrupt) || fault.Is(err, fault.NotFound) {
+		return errDamaged{err}
+	}
+	return err
+}
+
+// IsDamaged tells whether an attach failed because of what the volume's bricks hold, and
+// not because of somebody who uses it or does not answer: nobody has it attached then.
+func IsDamaged(err error) bool {
+	var d errDamaged
+	return errors.As(err, &d)
 }
 
 // outdated tells whether what the newest catalog says of a volume forbids to serve

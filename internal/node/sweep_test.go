@@ -41,8 +41,15 @@ func (f *memoryFile) Save(b []byte) error   { f.b = b; return nil }
 // alone runs the core of a pool's only node.
 func alone(t *testing.T, stable brick.Stable) *Core {
 	t.Helper()
+	c, _ := aloneOn(t, vfs.NewMemSeed(1), stable)
+	return c
+}
+
+// aloneOn is alone with this disk, and returns its brick too.
+func aloneOn(t *testing.T, disk *vfs.Mem, stable brick.Stable) (*Core, *brick.Brick) {
+	t.Helper()
 	self, of := ident.NodeID{1}, ident.PoolID{1}
-	b, err := brick.Open(brick.Config{FS: vfs.NewMemSeed(1), Pool: of, Node: self, Stable: stable, Reserve: -1, Log: slog.New(slog.DiscardHandler)})
+	b, err := brick.Open(brick.Config{FS: disk, Pool: of, Node: self, Stable: stable, Reserve: -1, JournalSegmentSize: 1 << 20, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -57,7 +64,7 @@ func alone(t *testing.T, stable brick.Stable) *Core {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close(); _ = b.Close(); l.Close() })
-	return c
+	return c, b
 }
 
 // TestSweepIsTriedAgain: what a node cannot drop of a deleted volume at once, it

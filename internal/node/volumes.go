@@ -53,9 +53,15 @@ func (c *Core) firstVoters(d pool.Volume) []quorum.Member {
 }
 
 // Remove deletes the volume d. This node must get it first: only its holder
-// knows for sure that nobody uses it.
+// knows for sure that nobody uses it. A volume that cannot be opened because it is
+// damaged has no holder, and can be deleted too.
 func (c *Core) Remove(ctx context.Context, d pool.Volume) error {
-	if _, err := c.Manager.Attach(ctx, d.Name, false); err != nil {
+	_, err := c.Manager.Attach(ctx, d.Name, false)
+	if blockdev.IsDamaged(err) {
+		c.cfg.Log.Warn("a volume that cannot be opened any more is deleted", "volume", d.Name, "error", err)
+		return c.Pool.Submit(ctx, pool.DeleteVolume(d.ID))
+	}
+	if err != nil {
 		return err
 	}
 	if !c.Manager.Idle(d.ID) {
