@@ -193,15 +193,15 @@ func help(c *cluster.Cluster) string {
 	host, port, _ := strings.Cut(n.Info.NBD, ":")
 	uri := "nbd://" + n.Info.NBD + "/" + volume
 	var b strings.Builder
-	fmt.Fprintf(&b, `Three nodes run, volume %q (10 GiB, 3 copies) waits. Use it, as root, through any node:
+	fmt.Fprintf(&b, `Three nodes run, volume %[3]q (10 GiB, 3 copies) waits. Use it, as root, through any node:
 
-  with a kernel that has nbd:    nbd-client %s %s /dev/nbd0 -N %s -b 4096
-                                 mkfs.ext4 /dev/nbd0 && mount /dev/nbd0 /mnt
-  without:                       touch disk; nbdfuse -o allow_other disk %s &
-                                 losetup -f --show --direct-io=on -b 4096 disk
-  a virtual machine:             qemu-system-x86_64 … -drive file=%s,format=raw,if=virtio
+  as a block device:             %[1]s --dir %[2]s attach %[3]s
+                                 mkfs.ext4 /dev/gabion/%[3]s && mount /dev/gabion/%[3]s /mnt
+                                 (kill -9 the node that serves it; end with umount and detach %[3]s)
+  with nbd-client:               nbd-client %[4]s %[5]s /dev/nbd0 -N %[3]s -b 4096
+  a virtual machine:             qemu-system-x86_64 … -drive file=%[6]s,format=raw,if=virtio
 
-`, volume, host, port, volume, uri, uri)
+`, n.Binary, n.Dir, volume, host, port, uri)
 	for _, n := range c.Nodes {
 		fmt.Fprintf(&b, "  %s  nbd://%s/%s  http://%s/metrics  pid %d  log %s\n", n.Name, n.Info.NBD, volume, n.Info.HTTP, n.PID(), n.LogFile())
 	}
