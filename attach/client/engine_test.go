@@ -251,6 +251,29 @@ func TestOpenTellsWhy(t *testing.T) {
 	mustRead(t, forced, 0, 2)
 }
 
+// A node that takes long to refuse does not use up the time of the next one, which
+// has hung up on the connection that waited.
+func TestSlowRefusalLeavesTheNextNodeItsTurn(t *testing.T) {
+	p := newPool(t, 2, 1<<20)
+	c := p.config()
+	c.DialTimeout = 3 * time.Second
+	asked := 0
+	p.nodes[0].slow = func() error {
+		asked++
+		<-time.After(c.OpenTimeout / 2) // the slowness that is meant
+		p.nodes[1].cut()
+		return fault.Newf(fault.Unavailable, "open", "v", "too few members answered in time")
+	}
+	e, err := client.Open(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	if n := p.node(e.State().Node); n != p.nodes[1] || asked != 1 {
+		t.Errorf("served by %v, the first node was asked %d times", e.State().Node, asked)
+	}
+}
+
 // Without any node requests wait, then fail after their stated time, and the
 // engine works again when a node is back, with what it had answered before.
 func TestRequestsEndWithoutAnyNode(t *testing.T) {

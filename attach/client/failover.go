@@ -167,6 +167,11 @@ type greeting struct {
 	err error
 }
 
+// staleShare is the part of OpenTimeout for which a connection that greeted is
+// good: a node gives a client some time for its handshake, and does not wait for
+// those that ask elsewhere meanwhile.
+const staleShare = 3
+
 // round greets all candidates at once, so that those that are silent cost
 // nothing, and asks those that greeted for a session, one after the other, for
 // asking makes a node take the volume over. It returns a connection with a
@@ -182,6 +187,7 @@ func (e *Engine) round(ctx context.Context, left Node, last bool, dial time.Dura
 			results <- greeting{i, w, err}
 		})
 	}
+	began := time.Now()
 	tried := make([]error, len(nodes))
 	ready := make([]*wire, len(nodes))
 	pending := len(nodes)
@@ -207,6 +213,12 @@ func (e *Engine) round(ctx context.Context, left Node, last bool, dial time.Dura
 		if i >= 0 {
 			w := ready[i]
 			ready[i] = nil
+			if time.Since(began) > e.cfg.OpenTimeout/staleShare {
+				w.nc.Close()
+				if w, tried[i] = greet(ctx, nodes[i], e.cfg.TLS, dial); w == nil {
+					continue
+				}
+			}
 			x, err := e.ask(ctx, w)
 			if err == nil {
 				return w, x, nil

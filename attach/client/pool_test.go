@@ -54,6 +54,8 @@ type fakeNode struct {
 	// behind, if not 0, is the size that a node believes in that has not heard of
 	// a later one.
 	behind atomic.Int64
+	// slow, if set, is what a node does before it refuses a session.
+	slow func() error
 }
 
 func newPool(t *testing.T, nodes int, size int64) *fakePool {
@@ -134,6 +136,9 @@ func (n *fakeNode) Open(context.Context, string, string) (target.Session, <-chan
 // Resume implements target.Resumer.
 func (n *fakeNode) Resume(ctx context.Context, _, _ string, c target.Client) (target.Session, <-chan struct{}, error) {
 	p := n.pool
+	if n.slow != nil {
+		return nil, nil, n.slow()
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.refuse != nil {
