@@ -5,6 +5,7 @@
 # With VM_EXEC=1 run.sh becomes the QEMU process: whoever started it may kill it to cut the power.
 # usage: run.sh OUT SCRIPT [ARG...]
 # env: VM_IMAGE (.cache/vm) VM_CPU (max) VM_MEM (MiB, 2048) VM_CPUS (2) VM_TIMEOUT (seconds, 600)
+#      VM_INIT (none; systemd: that is the first process, and SCRIPT one of its services)
 #      VM_DISKS ("a.img b.img": raw, no host cache: /dev/vda, /dev/vdb)
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -21,10 +22,16 @@ cp "$script" "$out/script.sh"
 	echo 'export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root'
 	echo 'ip link set lo up; hostname vm; cd /root'
 	printf 'export TOP=%q\n' "$top"
-	printf 'bash /out/script.sh'
+	printf 'rig() { bash /out/script.sh'
 	[ $# -eq 0 ] || printf ' %q' "$@"
 	echo ' >>/out/log 2>&1 </dev/null; echo $? >/out/rc; sync'
-	echo 'echo o >/proc/sysrq-trigger; read -r -t 9 <>/dev/null; sleep 9'
+	echo 'echo o >/proc/sysrq-trigger; read -r -t 9 <>/dev/null; sleep 9; }'
+	if [ "${VM_INIT:-}" = systemd ]; then
+		echo '[ $$ = 1 ] || rig'
+		cat "$here/guest/systemd-init.sh"
+	else
+		echo rig
+	fi
 } >"$out/guest-init"
 chmod +x "$out/guest-init"
 

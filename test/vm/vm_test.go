@@ -30,6 +30,7 @@ const (
 type rig struct {
 	top, out, disk string
 	env            []string
+	init           string // the first process, if not the script's shell
 }
 
 func newRig(t *testing.T, tags string, env ...string) *rig {
@@ -105,7 +106,7 @@ func (r *rig) boot(t *testing.T, script string, args ...string) *machine {
 	}
 	os.Remove(filepath.Join(r.out, "phase"))
 	cmd := exec.Command(filepath.Join(r.top, "deploy/vm/run.sh"), append([]string{r.out, wrapper}, args...)...)
-	cmd.Env = append(os.Environ(), "VM_EXEC=1", "VM_DISKS="+r.disk)
+	cmd.Env = append(os.Environ(), "VM_EXEC=1", "VM_DISKS="+r.disk, "VM_INIT="+r.init)
 	errs, err := os.Create(filepath.Join(filepath.Dir(r.out), "qemu"))
 	if err != nil {
 		t.Fatal(err)
