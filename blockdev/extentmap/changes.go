@@ -76,3 +76,22 @@ func (c *changes) leaf(a, b Root, pa, pb *Page, base, first, end uint64) error {
 	}
 	return nil
 }
+
+// children loads the page of r, or gives nil if r is a hole or stands lower.
+func children(r Root, level int, l Loader) (*Page, error) {
+	if r.Ptr.IsHole() || r.Level < level {
+		return nil, nil
+	}
+	return l.LoadPage(r.Ptr, level)
+}
+
+// childAt is child i of r at a level, given what children returned.
+func childAt(r Root, pg *Page, level, i int) Root {
+	switch {
+	case pg != nil:
+		return Root{Ptr: pg[i], Level: level - 1}
+	case i == 0 && !r.Ptr.IsHole():
+		return r
+	}
+	return Root{Level: level - 1}
+}

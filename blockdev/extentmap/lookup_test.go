@@ -2,9 +2,6 @@ package extentmap
 
 import (
 	"errors"
-	"maps"
-	"math/rand/v2"
-	"slices"
 	"testing"
 )
 
@@ -126,71 +123,6 @@ func TestLookupLoadsEachPageOnce(t *testing.T) {
 	}
 	m.s.fail = 1
 	if _, err := m.root.PageAt(0, 1, m.s); !errors.Is(err, errStore) {
-		t.Fatal(err)
-	}
-}
-
-func TestDiffAgreesWithFlatArrays(t *testing.T) {
-	for seed := range uint64(8) {
-		rng := rand.New(rand.NewPCG(seed, 9))
-		m := newModel(t)
-		type version struct {
-			root   Root
-			blocks map[uint64]Ptr
-		}
-		versions := []version{{}}
-		level := 0
-		for range 8 {
-			if rng.IntN(3) == 0 && level < LevelMax {
-				level++
-			}
-			zeros, changes, _ := m.script(rng, span(level))
-			m.update(level, zeros, changes, nil)
-			versions = append(versions, version{m.root, maps.Clone(m.blocks)})
-		}
-		for _, a := range versions {
-			for _, b := range versions {
-				want := map[uint64][2]Ptr{}
-				for k, p := range a.blocks {
-					if p != b.blocks[k] {
-						want[k] = [2]Ptr{p, b.blocks[k]}
-					}
-				}
-				for k, p := range b.blocks {
-					if p != a.blocks[k] {
-						want[k] = [2]Ptr{a.blocks[k], p}
-					}
-				}
-				got := map[uint64][2]Ptr{}
-				var order []uint64
-				err := Diff(a.root, b.root, m.s, func(block uint64, pa, pb Ptr) error {
-					got[block] = [2]Ptr{pa, pb}
-					order = append(order, block)
-					return nil
-				})
-				if err != nil || !maps.Equal(got, want) || !slices.IsSorted(order) || len(order) != len(want) {
-					t.Fatalf("seed %d: %d differences instead of %d, %v", seed, len(order), len(want), err)
-				}
-			}
-		}
-		m.s.loads = 0
-		if err := Diff(m.root, m.root, m.s, nil); err != nil || m.s.loads != 0 {
-			t.Fatalf("equal maps took %d loads", m.s.loads)
-		}
-	}
-}
-
-func TestDiffEndsAtAnError(t *testing.T) {
-	m := newModel(t)
-	m.update(1, nil, []Change{{3, m.ptr()}, {700, m.ptr()}}, nil)
-	visits := 0
-	err := Diff(Root{}, m.root, m.s, func(uint64, Ptr, Ptr) error { visits++; return errStore })
-	if !errors.Is(err, errStore) || visits != 1 {
-		t.Fatalf("%d visits, %v", visits, err)
-	}
-	m.s.fail = 2
-	err = Diff(m.root, Root{}, m.s, func(uint64, Ptr, Ptr) error { return nil })
-	if !errors.Is(err, errStore) {
 		t.Fatal(err)
 	}
 }

@@ -139,16 +139,6 @@ func (x Extent) Owner(i int) uint64 {
 	return binary.LittleEndian.Uint64(x.owners[i*OwnerSize:])
 }
 
-// Stored returns the stored bytes [off, off+length) as a map pointer names them,
-// off counted from the start of the extent. Corrupt: outside the payload.
-func (x Extent) Stored(off uint32, length uint16) ([]byte, error) {
-	from, to := uint64(off), uint64(off)+uint64(length)
-	if from < HeaderSize || to > uint64(HeaderSize+x.PayloadLen) {
-		return nil, corrupt("bytes [%d, %d) are outside the payload of extent %d", from, to, x.Number)
-	}
-	return x.Payload[from-HeaderSize : to-HeaderSize], nil
-}
-
 // Decode reads a whole encoded extent without copying: the result refers to b.
 // Corrupt: damaged, or of another length than its header says. The payload is
 // covered by the address and by the checksums of the map, not verified here.

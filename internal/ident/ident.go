@@ -66,13 +66,6 @@ func (id *ID[K]) UnmarshalText(b []byte) error {
 	return err
 }
 
-// Parse reads the 32 hex digits that String prints.
-func Parse[K any](s string) (ID[K], error) {
-	var id ID[K]
-	err := id.UnmarshalText([]byte(s))
-	return id, err
-}
-
 // Compare orders identities by their bytes.
 func (id ID[K]) Compare(o ID[K]) int {
 	for i := range id {

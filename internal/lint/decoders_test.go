@@ -13,7 +13,6 @@ var decoder = regexp.MustCompile(`^(Decode|Parse|Unmarshal)`)
 
 // fuzzedElsewhere are exported decoders whose fuzz target does not name them.
 var fuzzedElsewhere = map[string]string{
-	"internal/ident.Parse":         "thirty-two hex digits: UnmarshalText is all of it",
 	"internal/ident.UnmarshalText": "a length check and encoding/hex",
 }
 

@@ -59,24 +59,6 @@ func (t Table) Clone() Table {
 	return c
 }
 
-// Moved counts the bricks that must receive a copy of a lane when a becomes b,
-// for volumes that use the first n bricks of a lane.
-func Moved(a, b Table, n int) int {
-	moved := 0
-	for i, lane := range b.Lanes {
-		var old []Ref
-		if i < len(a.Lanes) {
-			old = a.Lanes[i][:min(n, len(a.Lanes[i]))]
-		}
-		for _, r := range lane[:min(n, len(lane))] {
-			if !slices.Contains(old, r) {
-				moved++
-			}
-		}
-	}
-	return moved
-}
-
 // Plan computes a table of `lanes` lanes with min(width, nodes with bricks)
 // bricks each. It neither keeps nor changes its arguments, and gives the same
 // table for the same bricks in any order. Bricks named by old but absent from

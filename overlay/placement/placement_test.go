@@ -124,7 +124,7 @@ func TestPlanIsDeterministicAndIdempotent(t *testing.T) {
 			t.Fatal("the order of bricks changes the plan")
 		}
 		if c := Plan(a, bricks, lanes, 3); !equal(a, c) {
-			t.Fatalf("planning again moves %d copies", Moved(a, c, 3))
+			t.Fatalf("planning again moves %d copies", movedCopies(a, c, 3))
 		}
 	})
 }
@@ -146,7 +146,7 @@ func TestPlanMovesLittleWhenABrickJoins(t *testing.T) {
 		after := Plan(before, bricks, lanes, width)
 		check(t, after, bricks, lanes, width)
 		fair := float64(lanes*width) / float64(nodes+1)
-		if m := Moved(before, after, width); float64(m) > fair+2 {
+		if m := movedCopies(before, after, width); float64(m) > fair+2 {
 			t.Fatalf("%d copies moved to a brick that should get %.1f", m, fair)
 		}
 		if far := worst(after, bricks, width); far > 2 {
@@ -176,7 +176,7 @@ func TestPlanMovesOnlyTheLostWhenABrickLeaves(t *testing.T) {
 		rest := slices.Delete(slices.Clone(bricks), gone, gone+1)
 		after := Plan(before, rest, lanes, width)
 		check(t, after, rest, lanes, width)
-		if m := Moved(before, after, width); m < lost || m > lost+lost/4+4 {
+		if m := movedCopies(before, after, width); m < lost || m > lost+lost/4+4 {
 			t.Fatalf("%d copies moved for %d lost", m, lost)
 		}
 		if far := worst(after, rest, width); far > 2 {
@@ -232,4 +232,22 @@ func BenchmarkPlanJoinOf100(b *testing.B) {
 	for b.Loop() {
 		Plan(before, bricks, 4096, 3)
 	}
+}
+
+// movedCopies counts the bricks that must receive a copy of a lane when a becomes b,
+// for volumes that use the first n bricks of a lane.
+func movedCopies(a, b Table, n int) int {
+	moved := 0
+	for i, lane := range b.Lanes {
+		var old []Ref
+		if i < len(a.Lanes) {
+			old = a.Lanes[i][:min(n, len(a.Lanes[i]))]
+		}
+		for _, r := range lane[:min(n, len(lane))] {
+			if !slices.Contains(old, r) {
+				moved++
+			}
+		}
+	}
+	return moved
 }

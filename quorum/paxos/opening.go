@@ -1,8 +1,6 @@
 package paxos
 
 import (
-	"fmt"
-
 	"github.com/gabion-storage/gabion/internal/mutant"
 )
 
@@ -122,16 +120,6 @@ func (o *Opening) Version() uint64 {
 		v = max(v, c.Version)
 	}
 	return v
-}
-
-// String is for people.
-func (o *Opening) String() string {
-	s := fmt.Sprintf("%v requires %v", o.ballot, o.required())
-	for _, pr := range o.promises {
-		s += fmt.Sprintf("\n%v: checkpoint %d %v, commit %d, since %d, witness %v, runs %v, configurations %v", pr.from,
-			pr.p.Checkpoint.UpTo, pr.p.Checkpoint.Config, pr.p.Commit, pr.p.Since, pr.p.Witness, pr.p.Runs, pr.p.Configs)
-	}
-	return s
 }
 
 // Ask lists the members whose promise is wanted and not held.

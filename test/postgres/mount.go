@@ -127,28 +127,6 @@ func (m *Mount) waitForFile() error {
 	}
 }
 
-// Detach unmounts and waits until everything is written; an error means that
-// something was not.
-func (m *Mount) Detach() error {
-	if _, err := run("umount", m.Path); err != nil {
-		return err
-	}
-	loop := m.loop
-	m.loop = ""
-	if _, err := run("losetup", "-d", loop); err != nil {
-		return err
-	}
-	if _, err := run("fusermount3", "-u", m.file); err != nil {
-		return err
-	}
-	select {
-	case <-m.exited:
-		return nil
-	case <-time.After(30 * time.Second):
-		return errors.New("nbdfuse does not end")
-	}
-}
-
 // Fsck checks the file system of a mount that is to be detached: it unmounts
 // it, checks without repairing, and detaches.
 func (m *Mount) Fsck() error {
