@@ -1,7 +1,9 @@
 package blockdev
 
 import (
+	"cmp"
 	"context"
+	"sync"
 	"time"
 
 	"github.com/gabion-storage/gabion/blockdev/extentmap"
@@ -14,19 +16,15 @@ import (
 // writeLarge stores whole blocks as extents first and then logs entries that
 // name them, so that a long write crosses the network and each disk once. An
 // entry is proposed only after its extent is durable on enough holders: a log
-// must never name what a power cut could take away.
+// must never name what a power cut could take away. The other holders are not
+// waited for before the answer.
 func (v *Volume) writeLarge(p []byte, off int64, fua bool, done func(error)) {
-	type piece struct {
-		b      *extent.Builder
-		number uint64
-		block  uint64
-		ptrs   []extentmap.Ptr
-	}
-	var pieces []piece
+	w := &largeWrite{v: v, fua: fua, done: done}
+	var pieces []*piece
 	block := uint64(off / BlockSize)
 	for len(p) > 0 {
 		n := min(len(p), extent.BlocksMax*BlockSize)
-		x := piece{b: builders.Get().(*extent.Builder), number: v.number(), block: block, ptrs: make([]extentmap.Ptr, n/BlockSize)}
+		x := &piece{b: builders.Get().(*extent.Builder), number: v.number(), block: block, ptrs: make([]extentmap.Ptr, n/BlockSize)}
 		x.b.Reset(v.cfg.ID, x.number, v.epoch)
 		for i := range x.ptrs {
 			raw := p[i*BlockSize : (i+1)*BlockSize]
@@ -36,54 +34,93 @@ func (v *Volume) writeLarge(p []byte, off int64, fua bool, done func(error)) {
 		pieces = append(pieces, x)
 		p, block = p[n:], block+uint64(n/BlockSize)
 	}
-	if err := v.spawn(func() {
-		ctx, cancel := context.WithTimeout(v.ctx, v.cfg.IOTimeout)
-		defer cancel()
-		var slot uint64
-		var full bool
-		var err error
-		for _, x := range pieces {
-			var stored packed
-			if err == nil {
-				stored, err = v.putPatiently(ctx, x.b, x.number)
-			}
+	w.left = len(pieces)
+	v.largeWrites.Add(1)
+	for _, x := range pieces {
+		if err := v.spawn(func() { w.store(x) }); err != nil {
 			builders.Put(x.b)
-			if err == nil {
-				slot, full, err = v.logExtent(stored, x.block, x.ptrs)
-			}
-			if err != nil {
-				v.forget(x.number, stored)
-				continue
-			}
-			v.maintain.missed(stored.missed)
+			w.ended(0, false, err)
 		}
-		if fault.Is(err, fault.NoSpace) {
-			v.startCheckpoint() // may give space back
-		}
-		v.wrote(slot, err, fua, full, done)
-		v.log.Kick()
-	}); err != nil {
-		for _, x := range pieces {
-			builders.Put(x.b)
-		}
-		done(err)
 	}
+}
+
+// piece is the part of a large write that becomes one extent.
+type piece struct {
+	b      *extent.Builder
+	number uint64
+	block  uint64 // the first
+	ptrs   []extentmap.Ptr
+}
+
+// largeWrite is one write on its way into extents.
+type largeWrite struct {
+	v    *Volume
+	fua  bool
+	done func(error)
+
+	mu   sync.Mutex
+	left int    // pieces
+	slot uint64 // the newest entry
+	full bool
+	err  error
+}
+
+// store puts a piece, and has the log name it as soon as enough holders have it.
+func (w *largeWrite) store(x *piece) {
+	v := w.v
+	ctx, cancel := context.WithTimeout(v.ctx, v.cfg.IOTimeout)
+	defer cancel()
+	var refused error
+	stored, err := v.putPatiently(ctx, x.b, x.number, func(stored packed) {
+		slot, full, err := v.logExtent(stored, x.block, x.ptrs)
+		if refused = err; err == nil {
+			w.ended(slot, full, nil)
+		}
+	})
+	builders.Put(x.b)
+	if err == nil && refused == nil {
+		v.maintain.missed(stored.missed)
+		if _, named := v.addrOf(x.number); !named {
+			// It died before the last holder had it, and came there after its
+			// deletion: nobody but reconciliation would look for it.
+			v.maintain.missed(v.cfg.Extents.Holders(stored.addr, v.cfg.Replicas))
+		}
+		return
+	}
+	v.forget(x.number, stored)
+	w.ended(0, false, cmp.Or(err, refused))
+}
+
+// ended counts a piece whose fate is decided; the last one answers the write.
+func (w *largeWrite) ended(slot uint64, full bool, err error) {
+	w.mu.Lock()
+	w.slot, w.full = max(w.slot, slot), w.full || full
+	if w.err == nil {
+		w.err = err
+	}
+	w.left--
+	last := w.left == 0
+	w.mu.Unlock()
+	if !last {
+		return
+	}
+	v := w.v
+	v.largeWrites.Add(-1)
+	if fault.Is(w.err, fault.NoSpace) {
+		v.startCheckpoint() // may give space back
+	}
+	v.wrote(w.slot, w.err, w.fua, w.full, w.done)
+	v.log.Kick()
 }
 
 // putPatiently puts an extent and tries again while holders are out of reach or fail,
 // as a write through the log would wait for them, until ctx ends.
-func (v *Volume) putPatiently(ctx context.Context, b *extent.Builder, number uint64) (packed, error) {
+func (v *Volume) putPatiently(ctx context.Context, b *extent.Builder, number uint64, durable func(packed)) (packed, error) {
 	for {
-		x, err := v.putExtent(ctx, b, number, false)
-		if err == nil || lasting(err) || ctx.Err() != nil {
+		x, err := v.putExtent(ctx, b, number, false, durable)
+		if err == nil || lasting(err) || !paused(ctx, putPause) {
 			return x, err
 		}
-		t := time.NewTimer(putPause)
-		select {
-		case <-ctx.Done():
-		case <-t.C:
-		}
-		t.Stop()
 	}
 }
 

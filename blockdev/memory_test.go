@@ -226,6 +226,14 @@ func (m *memExtents) Put(_ context.Context, _ ident.VolumeID, epoch uint64, _ in
 	return dht.PutResult{}, nil
 }
 
+func (m *memExtents) PutThen(ctx context.Context, vol ident.VolumeID, epoch uint64, replicas int, xs []dht.Extent, durable func()) (dht.PutResult, error) {
+	res, err := m.Put(ctx, vol, epoch, replicas, xs)
+	if err == nil && durable != nil {
+		durable()
+	}
+	return res, err
+}
+
 func (m *memExtents) TryReadAt(addr ident.Addr, off int64, p []byte) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()

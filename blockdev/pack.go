@@ -74,7 +74,7 @@ func (k *packer) seal() error {
 	go func() {
 		defer k.wg.Done()
 		defer func() { <-k.slots }()
-		x, err := k.v.putExtent(k.ctx, b, number, k.relief)
+		x, err := k.v.putExtent(k.ctx, b, number, k.relief, nil)
 		builders.Put(b)
 		k.mu.Lock()
 		defer k.mu.Unlock()
@@ -124,13 +124,19 @@ func (k *packer) addrs() []ident.Addr {
 	return append([]ident.Addr(nil), k.all...)
 }
 
-// putExtent encodes an extent and makes it durable on enough holders. Those
+// putExtent encodes an extent and makes it durable on enough holders; durable, if
+// there is one, is called as soon as it is, and only then the others are waited for. Those
 // that missed it are to be told to maintenance once something names it: before
 // that, reconciliation would not look for it. relief: space is given back with it.
-func (v *Volume) putExtent(ctx context.Context, b *extent.Builder, number uint64, relief bool) (packed, error) {
+func (v *Volume) putExtent(ctx context.Context, b *extent.Builder, number uint64, relief bool, durable func(packed)) (packed, error) {
 	data := b.Finish()
 	x := packed{number: number, addr: extent.Address(data), epoch: v.epoch, blocks: uint16(b.Count()), bytes: uint32(len(data))}
-	res, err := v.cfg.Extents.Put(ctx, v.cfg.ID, v.epoch, v.cfg.Replicas, []dht.Extent{{Addr: x.addr, Number: number, Data: data, Relief: relief || mutant.On("spend-reserve")}})
+	var then func()
+	if durable != nil {
+		then = func() { durable(x) }
+	}
+	res, err := v.cfg.Extents.PutThen(ctx, v.cfg.ID, v.epoch, v.cfg.Replicas, []dht.Extent{{Addr: x.addr, Number: number, Data: data,
+		Hashed: true, Relief: relief || mutant.On("spend-reserve")}}, then)
 	x.missed = res.Missed
 	return x, err
 }

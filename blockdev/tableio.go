@@ -71,7 +71,7 @@ func (f *fold) writePieces(ctx context.Context, kind uint8, content []byte) ([]e
 			copy(raw[:], content[at:n])
 			b.AddStored(uint64(at/BlockSize), raw[:]) // addresses do not compress
 		}
-		x, err := f.v.putExtent(ctx, b, number, f.pack.relief)
+		x, err := f.v.putExtent(ctx, b, number, f.pack.relief, nil)
 		builders.Put(b)
 		f.pack.note(x)
 		if err != nil {

@@ -46,6 +46,7 @@ type Log interface {
 // Extents is what a volume needs of the extent store.
 type Extents interface {
 	Put(ctx context.Context, vol ident.VolumeID, epoch uint64, replicas int, xs []dht.Extent) (dht.PutResult, error)
+	PutThen(ctx context.Context, vol ident.VolumeID, epoch uint64, replicas int, xs []dht.Extent, durable func()) (dht.PutResult, error)
 	ReadAt(ctx context.Context, replicas int, addr ident.Addr, off int64, p []byte, verify func([]byte) bool) error
 	TryReadAt(addr ident.Addr, off int64, p []byte) bool
 	Get(ctx context.Context, addr ident.Addr) ([]byte, error)
@@ -169,6 +170,7 @@ type Volume struct {
 	looseActive, looseFrozen []uint64          // which tail names them
 	looseBytes               int64             // of looseActive
 	nextExt                  uint64
+	largeWrites              atomic.Int32        // on their way into extents
 	inflight                 map[uint64]struct{} // extent numbers whose fate is not decided
 	mapGen                   uint64              // counts changes of root
 	snaps                    []*snapshot         // oldest first; replaced, not changed

@@ -58,8 +58,12 @@ func (v *Volume) noSpace() error {
 }
 
 // pressed reports whether the tail is so full that a long write should not add
-// to it.
+// to it, or others are on their way past it: a stream of several at a time that
+// has filled it once stays out of it, as it would cross each disk twice.
 func (v *Volume) pressed() bool {
+	if v.largeWrites.Load() > 0 {
+		return true
+	}
 	v.mu.RLock()
 	defer v.mu.RUnlock()
 	return v.cfg.EagerLarge || v.frozen != nil || v.active.Bytes() >= v.cfg.CheckpointBytes/2

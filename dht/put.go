@@ -30,35 +30,63 @@ type PutResult struct {
 // from its majority), Unavailable (missing holders did), Corrupt (Data is not
 // what Addr says), Invalid (size), Timeout.
 func (s *Store) Put(ctx context.Context, vol ident.VolumeID, epoch uint64, replicas int, xs []Extent) (PutResult, error) {
-	if len(xs) == 0 {
-		return PutResult{}, nil
-	}
+	return s.PutThen(ctx, vol, epoch, replicas, xs, nil)
+}
+
+// PutThen is Put that calls durable, on this goroutine, as soon as every extent is
+// durable on a majority of its holders, and only then waits for the others. What
+// goes wrong with those is in the result alone. Either durable was called, once,
+// or there is an error.
+func (s *Store) PutThen(ctx context.Context, vol ident.VolumeID, epoch uint64, replicas int, xs []Extent, durable func()) (PutResult, error) {
 	p := &put{store: s, volume: vol, epoch: epoch, xs: xs, settled: make(chan struct{}), finished: make(chan struct{})}
 	if err := p.plan(replicas); err != nil {
 		return PutResult{}, err
 	}
+	if len(xs) == 0 {
+		close(p.settled)
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	p.start(ctx)
+	told := durable != nil && mutant.On("told-before-majority")
+	if told {
+		durable()
+	}
 	select {
 	case <-p.settled:
-		if p.err == nil {
+		if p.verdictIn() == nil {
+			if durable != nil && !told {
+				durable()
+				told = true
+			}
 			p.grace(ctx)
 		}
 	case <-ctx.Done():
 	}
-	err := ctx.Err()
+	ended := ctx.Err()
 	cancel()
 	<-p.finished
+	res, err := p.outcome(told, ended)
+	if err == nil && durable != nil && !told {
+		durable() // the majority came with the end of ctx
+	}
+	return res, err
+}
+
+// outcome is the result of a put whose goroutines have ended. told: its caller
+// counts on the majority that there was, whatever came later. ended is why the
+// rest was not waited for.
+func (p *put) outcome(told bool, ended error) (PutResult, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	switch {
+	case told:
 	case p.err != nil:
 		return PutResult{}, p.err
 	case p.lacking > 0:
-		return PutResult{}, fault.New(fault.Timeout, "dht.put", vol.Short(), err)
+		return PutResult{}, fault.New(fault.Timeout, "dht.put", p.volume.Short(), ended)
 	}
 	res := PutResult{Missed: p.missed()}
-	s.stats.missed.Add(uint64(len(res.Missed)))
+	p.store.stats.missed.Add(uint64(len(res.Missed)))
 	return res, nil
 }
 
@@ -162,6 +190,13 @@ func (p *put) start(ctx context.Context) {
 	go func() { wg.Wait(); close(p.finished) }()
 }
 
+// verdictIn is the verdict of a settled put.
+func (p *put) verdictIn() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.err
+}
+
 // grace waits for the slower holders, but not for one that has been late before:
 // its disk may hang.
 func (p *put) grace(ctx context.Context) {
@@ -242,7 +277,8 @@ func (p *put) send(ctx context.Context, b overlay.BrickRef, part []int) (err err
 	n := 0
 	for i, x := range part {
 		x := &p.xs[x]
-		r.extents[i] = brick.Extent{Addr: x.Addr, Volume: p.volume, Number: x.Number, Epoch: x.Epoch, Data: x.Data, Relief: x.Relief}
+		r.extents[i] = brick.Extent{Addr: x.Addr, Volume: p.volume, Number: x.Number, Epoch: x.Epoch, Data: x.Data,
+			Relief: x.Relief, Hashed: x.Hashed}
 		if x.Epoch == 0 {
 			r.extents[i].Epoch = p.epoch
 		}
@@ -292,7 +328,9 @@ func (s *Store) putHere(ctx context.Context, r putRequest, n int) error {
 	if err := l.bytes.acquire(ctx, n); err != nil {
 		return err
 	}
-	buf := make([]byte, 0, n)
+	lent := copies.Get().(*[]byte)
+	buf := slices.Grow((*lent)[:0], n)
+	*lent = buf
 	for i := range r.extents {
 		at := len(buf)
 		buf = append(buf, r.extents[i].Data...)
@@ -300,9 +338,12 @@ func (s *Store) putHere(ctx context.Context, r putRequest, n int) error {
 	}
 	return s.onDisk(ctx, func() error {
 		defer l.bytes.release(n)
-		return s.servePut(r)
+		return s.servePut(r, func() { copies.Put(lent) })
 	})
 }
+
+// copies lends what a disk of this node works on. A disk that hangs keeps it.
+var copies = sync.Pool{New: func() any { return new([]byte) }}
 
 // note counts the outcome of one message and settles the put when it can.
 func (p *put) note(b *putBrick, part []int, err error) {

@@ -11,7 +11,7 @@ import (
 // handle registers the server's half. Peers are authenticated members of the
 // pool; every length they send is still bounded before it is used.
 func (s *Store) handle() {
-	register(s, typePut, decodePut, func(r putRequest) ([]byte, error) { return nil, s.servePut(r) })
+	register(s, typePut, decodePut, func(r putRequest) ([]byte, error) { return nil, s.servePut(r, func() {}) })
 	register(s, typeRead, decodeRead, s.serveRead)
 	register(s, typeDelete, decodeDelete, func(r deleteRequest) ([]byte, error) { return nil, s.serveDelete(r) })
 	register(s, typeList, decodeList, func(r listRequest) ([]byte, error) {
@@ -40,8 +40,9 @@ func register[R any](s *Store, typ link.Type, decode func([]byte) (R, error), se
 }
 
 // servePut stores a batch, durable on return. The brick checks every extent
-// against its address before it writes.
-func (s *Store) servePut(r putRequest) error {
+// against its address before it writes, but for what this node has just hashed.
+// done is called when the disk has let go of the bytes; not if it was not asked.
+func (s *Store) servePut(r putRequest, done func()) error {
 	l, err := s.brick("dht.put", r.brick)
 	if err != nil {
 		return err
@@ -51,6 +52,7 @@ func (s *Store) servePut(r putRequest) error {
 		return err
 	}
 	return l.unlessStalled(func() error {
+		defer done()
 		defer leave()
 		if r.gentle {
 			return l.PutExtentsGently(r.extents)

@@ -22,6 +22,9 @@ type Extent struct {
 	// Relief: it is needed to give space back, and may use a part of what full
 	// bricks keep in reserve for that, if it is small and put alone.
 	Relief bool
+	// Hashed: Addr was made of Data by this process. A brick of this node then
+	// does not do it again; those of other nodes always do.
+	Hashed bool
 }
 
 // Store puts, reads and deletes extents on the pool's bricks, and serves this

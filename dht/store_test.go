@@ -181,6 +181,72 @@ func TestPutGraceEnds(t *testing.T) {
 	}
 }
 
+// PutThen tells of the majority while the last holder has not answered, exactly
+// once, and not at all without a majority.
+func TestPutThenDoesNotWaitForTheLastHolder(t *testing.T) {
+	r := newRigWith(t, 3, func(c *Config) { c.PutGrace = 10 * time.Second })
+	a, last := r.nodes[0], r.nodes[2]
+	r.net.Cut(a.id, last.id)
+	told := 0
+	xs := r.pack(1, 1, 4)
+	res, err := a.store.PutThen(r.ctx(), vol, 1, 3, xs, func() {
+		told++
+		for _, x := range xs {
+			if r.holdersOf(x) != 2 {
+				t.Errorf("told at %d holders", r.holdersOf(x))
+			}
+		}
+		last.crash()
+	})
+	if err != nil || told != 1 || !slices.Equal(res.Missed, []overlay.BrickRef{last.ref()}) {
+		t.Fatalf("told %d times, missed %v: %v", told, res.Missed, err)
+	}
+	r.nodes[1].crash()
+	if _, err := a.store.PutThen(r.ctx(), vol, 1, 3, r.pack(9, 1, 1), func() { told++ }); !fault.Is(err, fault.Unavailable) || told != 1 {
+		t.Fatalf("without a majority: told %d times: %v", told, err)
+	}
+}
+
+// However the majority and the end of the context meet, the caller is told of the
+// majority or gets an error, and never both.
+func TestPutThenTellsOrFails(t *testing.T) {
+	r := newRig(t, 3)
+	var told, failed int
+	late := 100 * time.Microsecond // homes in on what a majority takes
+	for i := range 500 {
+		ctx, cancel := context.WithTimeout(context.Background(), late)
+		times := 0
+		_, err := r.nodes[0].store.PutThen(ctx, vol, 1, 3, r.pack(uint64(100+i), 1, 1), func() { times++ })
+		cancel()
+		switch {
+		case err == nil && times == 1:
+			told++
+			late = late * 9 / 10
+		case err != nil && times == 0:
+			failed++
+			late += late/10 + time.Microsecond
+		default:
+			t.Fatalf("put %d: told %d times, and: %v", i, times, err)
+		}
+	}
+	if told == 0 || failed == 0 {
+		t.Fatalf("told %d times, failed %d times: the two never met", told, failed)
+	}
+}
+
+// What one node hashed itself, the others hash again.
+func TestHashedIsBelievedByNobodyElse(t *testing.T) {
+	r := newRig(t, 3)
+	x := r.pack(1, 1, 1)[0]
+	x.Hashed, x.Data = true, append([]byte{x.Data[0] ^ 1}, x.Data[1:]...)
+	if _, err := r.nodes[0].store.Put(r.ctx(), vol, 1, 3, []Extent{x}); !fault.Is(err, fault.Corrupt) {
+		t.Fatal(err)
+	}
+	if r.nodes[1].has(x) || r.nodes[2].has(x) {
+		t.Fatal("another node stored bytes that are not those of their address")
+	}
+}
+
 func TestPutTimeoutIsUnavailable(t *testing.T) {
 	r := newRigWith(t, 3, func(c *Config) { c.PutTimeout = 50 * time.Millisecond })
 	r.net.Cut(r.nodes[0].id, r.nodes[1].id)

@@ -23,6 +23,7 @@ var All = []Mutation{
 	{Name: "accept-unverified", In: "dht", Breaks: "bytes of a damaged copy are handed out", Tests: []string{"TestReadFallsOverFromDamagedLocalCopyAndRepairsIt"}},
 	{Name: "hedge-unbounded", In: "dht", Breaks: "second holders are asked without a limit", Tests: []string{"TestHedgedReadsAreFew"}},
 	{Name: "majority-of-one", In: "dht", Breaks: "a put is durable on the first holder", Tests: []string{"TestPutSurvivesMinorityDown"}},
+	{Name: "told-before-majority", In: "dht", Breaks: "a large write is logged before its extent is durable on a majority", Tests: []string{"TestPutThenDoesNotWaitForTheLastHolder"}},
 	{Name: "wait-for-slow", In: "dht", Breaks: "every holder is waited for, however slow", Tests: []string{"TestPutsPassAHungDisk"}},
 	{Name: "frame-wrong-crc", In: "dht/brick", Breaks: "a frame is not verified", Tests: []string{"TestScrubFindsRotAnywhere"}},
 	{Name: "hole-before-index", In: "dht/brick", Breaks: "a hole is punched before the deletion is durable", Tests: []string{"TestPowerCuts"}},
