@@ -56,9 +56,12 @@ func TestDamagedVolumeIsDeleted(t *testing.T) {
 			for _, r := range refs {
 				ruin(t, disk, b, r)
 			}
-			if _, err := c.Manager.Attach(t.Context(), "v", false); !blockdev.IsDamaged(err) {
-				t.Fatalf("it attaches although nothing of it is whole: %v", err)
-			}
+			// The node itself attaches what nobody holds, and may have done so before.
+			until(t, "it cannot be attached", func() bool {
+				c.Manager.Detach(d.ID, errors.New("the test is done with it"))
+				_, err := c.Manager.Attach(t.Context(), "v", false)
+				return blockdev.IsDamaged(err)
+			})
 			if err := c.Remove(t.Context(), d); err != nil {
 				t.Fatal(err)
 			}
