@@ -244,13 +244,13 @@ func (o *opener) learn(ctx context.Context, b Ballot) (*paxos.Plan, []Entry, err
 			switch {
 			case r.err != nil:
 				o.last = r.err
+				if r.value.status == paxos.Removed {
+					opening.Hint(r.value.left)
+				}
 			case r.value.status == paxos.OK:
 				opening.Add(r.from, &r.value.promise)
 			case r.value.status == paxos.Fenced:
 				return nil, nil, errBehind
-			case r.value.status == paxos.Removed:
-				opening.Hint(r.value.left)
-				q.again(r.from)
 			case r.value.status == paxos.Busy:
 				if !o.voter(r.from) {
 					continue // its word does not count
@@ -307,8 +307,8 @@ func (o *opener) voter(m Member) bool {
 	return i >= 0 && o.config.Members[i].Role != Learner
 }
 
-// prepare asks one member to promise. A member without the group is asked again:
-// it may be installed meanwhile.
+// prepare asks one member to promise. A member without the group is asked again, after
+// AskInterval: it may be installed meanwhile, one that left too.
 func (o *opener) prepare(ctx context.Context, m Member, b, over Ballot) (prepareReply, error) {
 	call := prepareCall{group: o.cfg.Group, brick: m.Brick, ballot: b, force: o.cfg.Force, over: over}
 	reply, err := o.cfg.Transport.Call(ctx, m.Node, typePrepare, appendPrepare(nil, &call))
@@ -321,7 +321,7 @@ func (o *opener) prepare(ctx context.Context, m Member, b, over Ballot) (prepare
 		return r, err
 	case r.status == paxos.OK && r.promised != b:
 		return r, errValue
-	case r.status != paxos.OK && r.status != paxos.Fenced && r.status != paxos.Busy && r.status != paxos.Removed:
+	case r.status != paxos.OK && r.status != paxos.Fenced && r.status != paxos.Busy:
 		return r, fmt.Errorf("node %s cannot promise: %v", m.Node.Short(), r.status)
 	}
 	return r, nil

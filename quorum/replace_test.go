@@ -2,13 +2,17 @@ package quorum
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/gabion-storage/gabion/internal/fault"
 	"github.com/gabion-storage/gabion/internal/ident"
+	"github.com/gabion-storage/gabion/internal/link"
 	"github.com/gabion-storage/gabion/quorum/paxos"
 )
 
@@ -345,5 +349,45 @@ func TestEarlierLifeIsNotReplayed(t *testing.T) {
 		if g, ok := n.acc.Group(testGroup); !ok || g.Last != 0 || g.LogBytes != 0 || g.Promised != ballot {
 			t.Fatalf("%+v", g)
 		}
+	}
+}
+
+// counted counts the promises that are asked for.
+type counted struct {
+	link.Transport
+	prepares atomic.Int64
+}
+
+func (c *counted) Call(ctx context.Context, to ident.NodeID, typ link.Type, bufs ...[]byte) ([]byte, error) {
+	if typ == typePrepare {
+		c.prepares.Add(1)
+	}
+	return c.Transport.Call(ctx, to, typ, bufs...)
+}
+
+// An opening that knows only an old configuration asks a member that left it again,
+// but not without a pause: its own copy would answer as fast as it is asked.
+func TestMemberThatLeftIsAskedNowAndThen(t *testing.T) {
+	p := newTestPool(t, 4)
+	p.create(3)
+	h := p.nodes[0].open()
+	old := h.rec.Config
+	p.replace(h, p.nodes[2].member(), p.nodes[3].member())
+	p.nodes[2].left()
+	for _, n := range []int{0, 1, 3} {
+		p.nodes[n].crash(false, 0)
+	}
+	cfg := p.nodes[2].config(&testHolder{})
+	c := &counted{Transport: cfg.Transport}
+	cfg.Transport, cfg.Log = c, slog.New(slog.DiscardHandler)
+	o := &opener{cfg: cfg, config: Config{Version: old.Version, Members: []Member{p.nodes[2].member()}}, over: map[Ballot]bool{}}
+	ctx, cancel := context.WithTimeout(t.Context(), 5*AskInterval/2)
+	defer cancel()
+	if _, _, err := o.learn(ctx, Ballot{Epoch: 9, Node: p.nodes[2].id, Boot: 1}); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("opened without members: %v", err)
+	}
+	// Of the members of the configuration that it tells, each is asked thrice at most.
+	if n := c.prepares.Load(); n == 0 || n > 12 {
+		t.Fatalf("%d promises were asked for in %v", n, 5*AskInterval/2)
 	}
 }
