@@ -34,6 +34,11 @@ func newest(state string) (ids [sectors]uint32) {
 
 // step is what an operation makes of a state; nothing if it cannot be.
 func step(state string, r *row, keep bool) []string {
+	if r.maybe {
+		sure := *r
+		sure.maybe = false
+		return append(step(state, &sure, keep), state)
+	}
 	switch r.kind {
 	case opRead:
 		now := newest(state)
@@ -73,6 +78,7 @@ const stepsMax = 20_000_000
 // judge tells whether the rows of one block could have come from one disk.
 func judge(rows []row) (ok, decided bool) {
 	keep := slices.ContainsFunc(rows, func(r row) bool { return r.kind == opLoss })
+	branch := keep || slices.ContainsFunc(rows, func(r row) bool { return r.maybe })
 	steps := 0
 	count := func() bool { steps++; return steps <= stepsMax }
 	start := version([sectors]uint32{})
@@ -86,7 +92,7 @@ func judge(rows []row) (ok, decided bool) {
 			return true, next[0]
 		},
 	}
-	if keep {
+	if branch {
 		m := porcupine.NondeterministicModel{
 			Init: func() []any { return []any{start} },
 			Step: func(s, in, _ any) []any {
@@ -94,7 +100,7 @@ func judge(rows []row) (ok, decided bool) {
 					return nil
 				}
 				var out []any
-				for _, n := range step(s.(string), in.(*row), true) {
+				for _, n := range step(s.(string), in.(*row), keep) {
 					out = append(out, n)
 				}
 				return out
@@ -113,9 +119,10 @@ func judge(rows []row) (ok, decided bool) {
 
 // rows is the history of one block, ready to be judged. Writes of unknown
 // outcome that nobody saw are left out: they are as good as never done. One that
-// was seen took effect before it was seen.
-func (h *history) rows(block int) []row {
-	var out []row
+// was seen took effect before it was seen, and before a later epoch answered
+// anything: a takeover settles what was under way. late is a write that began only
+// then and was seen nevertheless.
+func (h *history) rows(block int) (out []row, late *row) {
 	losses := len(h.losses) > 0
 	for _, r := range h.blocks[block] {
 		if r.kind == opWrite && r.ret == never {
@@ -134,8 +141,17 @@ func (h *history) rows(block int) []row {
 			if !found {
 				continue
 			}
-			if r.id != 0 {
-				r.ret = seen
+			settled := h.settled(r.epoch)
+			switch {
+			case r.id == 0 && settled < r.call: // zeros are from anybody
+				continue
+			case r.id == 0:
+				r.maybe, r.ret = true, settled
+			case settled < r.call:
+				late = &r
+				fallthrough
+			default:
+				r.ret = max(r.call, min(seen, settled))
 			}
 		}
 		out = append(out, r)
@@ -143,14 +159,18 @@ func (h *history) rows(block int) []row {
 	if losses && len(out) > 0 {
 		out = append(append(out, h.flushes...), h.losses...)
 	}
-	return out
+	return out, late
 }
 
 // check judges the whole history of a volume, block by block.
 func (w *World) check(v *volume) {
 	h := &v.hist
 	for b := range h.blocks {
-		rows := h.rows(b)
+		rows, late := h.rows(b)
+		if late != nil {
+			w.violated("%s: block %d shows a write that began when a later epoch had answered: %v", v.name, b, late)
+			return
+		}
 		h.checked += len(rows)
 		ok, decided := judge(rows)
 		if !decided {

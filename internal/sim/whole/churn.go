@@ -37,7 +37,7 @@ func (w *World) churn(rng *rand.Rand, stop chan struct{}) {
 			continue
 		}
 		done := make(chan struct{})
-		c := &client{w: w, v: v, name: "client-" + v.name, rng: rand.New(rand.NewPCG(rng.Uint64(), 1))}
+		c := newClient(w, v, "client-"+v.name, rand.New(rand.NewPCG(rng.Uint64(), 1)))
 		go func() {
 			defer close(done)
 			c.run(stop)

@@ -10,21 +10,23 @@ import (
 	"github.com/gabion-storage/gabion/target"
 )
 
-// thinkMean is how long a client waits between its bursts on average.
-const thinkMean = 250 * time.Millisecond
-
 // client works on one volume through whatever machine lets it.
 type client struct {
-	w    *World
-	v    *volume
-	name string
-	rng  *rand.Rand
+	w     *World
+	v     *volume
+	name  string
+	rng   *rand.Rand
+	reads int // of a hundred operations
 
 	p     *process
 	s     target.Session
 	gone  <-chan struct{}
 	where string
 	epoch uint64
+}
+
+func newClient(w *World, v *volume, name string, rng *rand.Rand) *client {
+	return &client{w: w, v: v, name: name, rng: rng, reads: []int{8, 42, 42, 85}[rng.IntN(4)]}
 }
 
 func (c *client) run(stop chan struct{}) {
@@ -50,9 +52,8 @@ func (c *client) run(stop chan struct{}) {
 		}
 		if !c.burst() || c.rng.IntN(400) == 0 {
 			c.leave()
-			continue
 		}
-		c.w.sleep(time.Duration(c.rng.ExpFloat64() * float64(thinkMean)))
+		c.w.sleep(time.Duration(c.rng.ExpFloat64() * float64(c.w.mood.think)))
 	}
 }
 
@@ -98,6 +99,7 @@ func (c *client) enter() bool {
 		return false
 	}
 	v.home = i
+	w.came(atOpen, v, m)
 	w.mu.Lock()
 	w.attaches++
 	w.mu.Unlock()
@@ -141,7 +143,7 @@ func (c *client) draw() *action {
 	a := &action{done: make(chan error, 1)}
 	k := c.rng.IntN(100)
 	switch {
-	case k < 42:
+	case k < c.reads:
 		a.kind = opRead
 	case k < 92:
 		a.kind = opWrite
@@ -150,16 +152,17 @@ func (c *client) draw() *action {
 		a.kind = opFlush
 		return a
 	}
-	switch k := c.rng.IntN(20); {
-	case k == 0: // long
+	hot := c.w.mood.hot
+	switch k := c.rng.IntN(100); {
+	case k < c.w.mood.long:
 		n := 1 + c.rng.IntN(40)
 		a.first, a.n = sectors*(hotBlocks+c.rng.IntN(wideBlocks-n+1)), sectors*n
-	case k < 6 && c.v.blockSize == sectorSize: // odd
+	case k > 75 && c.v.blockSize == sectorSize: // odd
 		a.n = 1 + c.rng.IntN(12)
-		a.first = c.rng.IntN(hotBlocks*sectors - a.n + 1)
+		a.first = c.rng.IntN(hot*sectors - a.n + 1)
 	default:
 		n := 1 + c.rng.IntN(1+c.rng.IntN(3))
-		a.first, a.n = sectors*c.rng.IntN(hotBlocks-n+1), sectors*n
+		a.first, a.n = sectors*c.rng.IntN(hot-n+1), sectors*n
 	}
 	return a
 }
@@ -168,7 +171,7 @@ func (c *client) draw() *action {
 func (c *client) begin(a *action) *action {
 	done := func(err error) { a.done <- err }
 	off, n := int64(a.first)*sectorSize, int64(a.n)*sectorSize
-	a.row.kind, a.row.where = a.kind, c.where
+	a.row.kind, a.row.where, a.row.epoch = a.kind, c.where, c.epoch
 	zero := a.kind == opWrite && c.rng.IntN(6) == 0
 	if a.kind == opWrite && !zero {
 		a.row.id = c.v.hist.next()
@@ -220,6 +223,9 @@ func (c *client) end(a *action) bool {
 	a.row.at = time.Since(c.w.began)
 	if err != nil {
 		a.row.ret = never
+		if fault.Is(err, fault.Corrupt) && !c.w.lies {
+			c.w.violated("%s: %s finds damage on honest disks: %v", c.v.name, c.where, err)
+		}
 	} else if c.v.epoch = max(c.v.epoch, c.epoch); c.epoch < a.floor {
 		c.w.violated("%s: epoch %d answered %s after epoch %d had answered", c.v.name, c.epoch, c.where, a.floor)
 	}
@@ -238,6 +244,15 @@ func (c *client) end(a *action) bool {
 			a.row.ret = c.w.tick(uint64(a.row.id))
 		}
 		c.blocks(a, func(int, *row) {})
+	}
+	if err == nil {
+		c.v.hist.answered(a.row)
+		switch {
+		case a.kind == opFlush || a.row.fua:
+			c.w.came(atFlush, c.v, c.p.m)
+		case a.kind == opWrite:
+			c.w.came(atWrite, c.v, c.p.m)
+		}
 	}
 	return err == nil
 }

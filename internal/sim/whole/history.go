@@ -51,6 +51,8 @@ type row struct {
 	kind      opKind
 	mask      uint8 // sectors
 	fua       bool
+	epoch     uint64          // of the session
+	maybe     bool            // it may also have done nothing
 	id        uint32          // of a write; 0 writes zeros
 	got       [sectors]uint32 // by a read, in the sectors of mask
 	where     string
@@ -63,7 +65,8 @@ type history struct {
 	blocks  [allBlocks][]row
 	flushes []row
 	losses  []row
-	last    uint32 // id of the newest write
+	last    uint32           // id of the newest write
+	first   map[uint64]int64 // for each epoch, when it first answered anything
 	checked int
 }
 
@@ -97,6 +100,30 @@ func (h *history) flushed(r row) {
 			l.ret = r.ret
 		}
 	}
+}
+
+// answered notes that an operation succeeded.
+func (h *history) answered(r row) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.first == nil {
+		h.first = map[uint64]int64{}
+	}
+	if _, ok := h.first[r.epoch]; !ok {
+		h.first[r.epoch] = r.ret
+	}
+}
+
+// settled is when what is left of an epoch has taken effect or never will: when
+// a later one has answered.
+func (h *history) settled(epoch uint64) int64 {
+	at := int64(never)
+	for e, t := range h.first {
+		if e > epoch {
+			at = min(at, t)
+		}
+	}
+	return at
 }
 
 func (h *history) lost(call int64, why string) {

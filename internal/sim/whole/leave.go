@@ -56,14 +56,13 @@ func drain(w *World, rng *rand.Rand) {
 	}
 }
 
+// wipe loses a machine.
+func wipe(w *World, rng *rand.Rand) { w.wipe(w.pick(rng)) }
+
 // wipe takes a machine away for good, with its disk; the operator says so.
-func wipe(w *World, rng *rand.Rand) {
+func (w *World) wipe(m *machine) {
 	in := w.stayers()
-	if len(in) <= w.copiesMax() || len(in) < len(w.machines) {
-		return
-	}
-	m := in[rng.IntN(len(in))]
-	if !m.take() { // for ever
+	if len(in) <= w.copiesMax() || len(in) < len(w.machines) || m.leaving || !w.spare(m) || !m.take() { // for ever
 		return
 	}
 	w.count("wipe", "%s", m.name)
@@ -73,8 +72,49 @@ func wipe(w *World, rng *rand.Rand) {
 	w.background.Go(func() { w.stand(m, pool.Lost) })
 }
 
+// spare tells whether the pool can lose a machine: it is recorded, so that an
+// operator can declare it lost, and each group that has a vote on it, the pool
+// block too, can still decide by the votes of others. A volume that was made while
+// nodes were down may have fewer voters than copies for a while.
+func (w *World) spare(m *machine) bool {
+	recorded := false
+	for _, o := range w.machines {
+		if p := o.running(); p != nil {
+			_, ok := p.core.Pool.State().Node(m.id)
+			recorded = recorded || ok
+		}
+	}
+	for _, c := range w.configs() {
+		if slices.ContainsFunc(c.Members, func(x quorum.Member) bool { return x.Node == m.id }) && c.Voters() < 3 {
+			return false
+		}
+	}
+	return recorded
+}
+
+// configs are the newest configurations that nodes know.
+func (w *World) configs() map[ident.GroupID]quorum.Config {
+	newest := map[ident.GroupID]quorum.Config{}
+	for _, o := range w.machines {
+		if p := o.running(); p != nil {
+			for _, g := range p.core.Acceptors.Groups() {
+				if g.Config.Version >= newest[g.Group].Version {
+					newest[g.Group] = g.Config
+				}
+			}
+		}
+	}
+	return newest
+}
+
 // stand decides about a node until the pool has it.
 func (w *World) stand(m *machine, to pool.Standing) {
+	var err error
+	defer func() {
+		if err != nil && !w.sound() {
+			w.event("%s: not %v: %v", m.name, to, err)
+		}
+	}()
 	for w.sound() {
 		for _, o := range w.machines {
 			p := o.running()
@@ -86,7 +126,7 @@ func (w *World) stand(m *machine, to pool.Standing) {
 				return
 			}
 			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-			_ = p.core.Pool.Submit(ctx, pool.Command{SetStanding: &pool.SetStanding{Node: m.id, From: r.Standing, Standing: to, When: time.Now().Unix()}})
+			err = p.core.Pool.Submit(ctx, pool.Command{SetStanding: &pool.SetStanding{Node: m.id, From: r.Standing, Standing: to, When: time.Now().Unix()}})
 			cancel()
 		}
 		w.sleep(time.Second)
@@ -126,16 +166,7 @@ func (w *World) left(m *machine, st *pool.State) string {
 			return "a lane"
 		}
 	}
-	newest := map[ident.GroupID]quorum.Config{}
-	for _, o := range w.machines {
-		if p := o.running(); p != nil {
-			for _, g := range p.core.Acceptors.Groups() {
-				if g.Config.Version >= newest[g.Group].Version {
-					newest[g.Group] = g.Config
-				}
-			}
-		}
-	}
+	newest := w.configs()
 	p := m.running()
 	for _, d := range st.Volumes { // those too that nobody uses now
 		if slices.Contains(d.Seeds, m.id) || len(d.Seeds) == 0 && slices.ContainsFunc(d.Voters, func(x quorum.Member) bool { return x.Node == m.id }) {

@@ -89,7 +89,7 @@ type mortalStable struct {
 }
 
 func (s mortalStable) Set(key string, v []byte) error {
-	s.p.m.disturb(s.p, "sync")
+	s.p.m.disturb(s.p, "vote", "")
 	if s.p.isDead() {
 		return errDead
 	}
@@ -117,12 +117,15 @@ func (w *World) newMachine(i int) *machine {
 }
 
 // disturb is the time that a disk takes: most of it to sync.
-func (m *machine) disturb(p *process, op string) {
-	if op == "sync" || op == "syncdir" {
+func (m *machine) disturb(p *process, op, name string) {
+	if op == "sync" || op == "syncdir" || op == "vote" {
 		m.mu.Lock()
 		d := time.Duration(200+m.coin.IntN(1500)) * time.Microsecond
 		m.mu.Unlock()
 		time.Sleep(d)
+	}
+	if at := diskMoment(op, name); at != "" && !p.isDead() {
+		m.w.came(at, nil, m)
 	}
 	m.thaw(p)
 }
@@ -157,8 +160,8 @@ func (m *machine) start(peers map[ident.NodeID]string) error {
 	p := &process{m: m, dead: make(chan struct{})}
 	disk, boot := m.disk, m.boot
 	m.mu.Unlock()
-	disk.SetHook(func(op, _ string) error {
-		m.disturb(p, op)
+	disk.SetHook(func(op, name string) error {
+		m.disturb(p, op, name)
 		if p.isDead() {
 			return errDead
 		}
@@ -191,7 +194,7 @@ func (p *process) open(disk *vfs.Mem, boot uint64) (err error) {
 	p.core, err = node.NewCore(node.CoreConfig{
 		Pool: w.pool, Name: m.name, Addr: m.addr(), Boot: boot, Transport: p.link, Bricks: []*brick.Brick{p.brick},
 		StateFile: mortalFile{m.state, p}, First: m.first && boot == 1, PoolName: "sim", OnPeers: p.link.SetPeers,
-		Tune: tune, Log: log,
+		Tune: w.tune, Log: log,
 		Kouncil: kouncil.Config{Clock: func() time.Duration { return time.Duration(float64(time.Since(began)) * m.rate) }},
 	})
 	return err
@@ -205,12 +208,13 @@ const (
 	extentSegment  = 1 << 20
 )
 
-func tune(c *blockdev.Config) {
+func (w *World) tune(c *blockdev.Config) {
 	c.CheckpointBytes, c.TailBytes = 256<<10, 1<<20
 	c.CheckpointIdle = 3 * time.Second
 	c.IOTimeout = 20 * time.Second
 	c.LargeWrite = 64 << 10
 	c.Pages = 8
+	c.EagerLarge = w.mood.eager
 }
 
 // stop ends the machine's process: killed, with what it had written in the page
@@ -282,6 +286,9 @@ func (m *machine) revive() {
 		err := m.start(m.w.peersOf(m))
 		if err == nil {
 			return
+		}
+		if fault.Is(err, fault.Corrupt) && (!m.w.lies || m != m.w.victim()) {
+			m.w.violated("%s does not start on an honest disk: %v", m.name, err)
 		}
 		m.w.event("%s: does not start: %v", m.name, err)
 		m.stop(false)

@@ -54,7 +54,7 @@ func (w *World) join(i int) bool {
 // furnish makes the volumes.
 func (w *World) furnish(rng *rand.Rand) bool {
 	n := len(w.machines)
-	least := max(2, w.leastCopies())
+	least := w.leastCopies()
 	w.volumes = []*volume{
 		{name: "main", replicas: 3, blockSize: 512, cache: "quorum", clients: 4},
 		{name: "side", replicas: min(n, least+rng.IntN(max(1, min(n, 5)-least+1))), blockSize: 4096, cache: []string{"quorum", "none"}[rng.IntN(2)], clients: 2},

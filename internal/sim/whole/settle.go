@@ -5,22 +5,25 @@ import (
 	"time"
 )
 
-// heal ends every fault and brings every machine back.
-func (w *World) heal() {
+// heal ends every fault and brings every machine back; false if that does not end.
+func (w *World) heal() bool {
 	w.mu.Lock()
+	w.calm, w.aims = true, nil
 	close(w.calmed)
 	w.mu.Unlock()
 	w.event("everything is healed")
-	w.background.Wait() // dead processes and the ends of faults
-	for _, m := range w.machines {
-		w.net.Rejoin(m.id)
-		m.mu.Lock()
-		m.disk.SetCapacity(0)
-		m.mu.Unlock()
-		if !m.gone {
-			m.revive()
-		}
-	}
+	return w.within(patience, "dead processes and faults end", w.background.Wait) &&
+		w.within(patience, "every machine runs", func() {
+			for _, m := range w.machines {
+				w.net.Rejoin(m.id)
+				m.mu.Lock()
+				m.disk.SetCapacity(0)
+				m.mu.Unlock()
+				if !m.gone {
+					m.revive()
+				}
+			}
+		})
 }
 
 // settle demands that the healed pool works and becomes whole.
@@ -73,6 +76,7 @@ func (w *World) tour(v *volume) {
 		if ok && c.end(flush) {
 			return
 		}
+		w.sleep(200 * time.Millisecond)
 	}
 }
 

@@ -1,7 +1,6 @@
 package whole
 
 import (
-	"context"
 	mrand "math/rand"
 	"math/rand/v2"
 	"slices"
@@ -22,9 +21,14 @@ type kind struct {
 // kinds are the faults that a run draws from.
 var kinds = []kind{
 	{"takeover", 12, takeover},
+	{"burst", 3, burst},
+	{"duel", 8, duel},
+	{"cut-off", 6, cutOff},
+	{"aim", 16, takeAim},
 	{"kill", 10, kill},
 	{"power", 10, power},
 	{"power-all", 2, powerAll},
+	{"power-most", 2, powerMost},
 	{"isolate", 8, isolate},
 	{"cut", 8, cut},
 	{"partition", 4, partition},
@@ -57,10 +61,11 @@ func Kinds() (names []string) {
 // that all faults at once hide.
 func (w *World) torment(rng *rand.Rand, in []kind) {
 	total := 0
-	for _, k := range in {
-		total += k.weight
+	for i := range in {
+		in[i].weight *= []int{1, 1, 1, 5}[rng.IntN(4)]
+		total += in[i].weight
 	}
-	mean := time.Duration(1+rng.IntN(8)) * time.Second
+	mean := w.mood.pace
 	for end := time.Now().Add(w.opt.For); time.Now().Before(end); {
 		if !w.sleep(time.Duration(rng.ExpFloat64() * float64(mean))) {
 			return
@@ -132,9 +137,18 @@ func (w *World) undo(d time.Duration, f func()) {
 	})
 }
 
+// pick picks a machine, in some runs mostly one that holds a volume.
+func (w *World) pick(rng *rand.Rand) *machine {
+	i, v := rng.IntN(len(w.machines)), w.volume(rng)
+	if rng.Float64() < w.mood.focus {
+		i = v.home
+	}
+	return w.machines[i]
+}
+
 // any picks a machine that no other fault has, and reserves it.
 func (w *World) any(rng *rand.Rand) *machine {
-	m := w.machines[rng.IntN(len(w.machines))]
+	m := w.pick(rng)
 	if !m.take() {
 		return nil
 	}
@@ -144,17 +158,14 @@ func (w *World) any(rng *rand.Rand) *machine {
 func kill(w *World, rng *rand.Rand) {
 	if m := w.any(rng); m != nil {
 		w.count("kill", "%s", m.name)
-		m.stop(false)
-		w.undo(spell(rng), func() { m.revive(); m.release() })
+		w.crash(m, false, spell(rng))
 	}
 }
 
 func power(w *World, rng *rand.Rand) {
 	if m := w.any(rng); m != nil {
 		w.count("power", "%s", m.name)
-		w.lose("power of " + m.name)
-		m.stop(true)
-		w.undo(spell(rng), func() { m.revive(); m.release() })
+		w.crash(m, true, spell(rng))
 	}
 }
 
@@ -174,30 +185,18 @@ func powerAll(w *World, rng *rand.Rand) {
 	}
 }
 
-// takeover moves a volume by an operator's word, whoever holds it.
-func takeover(w *World, rng *rand.Rand) {
-	v := w.volumes[rng.IntN(len(w.volumes))]
-	i := rng.IntN(len(w.machines))
-	m := w.machines[i]
-	p := m.running()
-	if p == nil || m.leaving {
-		return
-	}
-	w.count("takeover", "%s to %s", v.name, m.name)
-	w.background.Go(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
-		defer cancel()
-		if _, err := p.core.Manager.Attach(ctx, v.name, true); err == nil {
-			v.home = i
-		}
-	})
-}
+// takeover moves a volume.
+func takeover(w *World, rng *rand.Rand) { w.move(w.volume(rng), rng.IntN(len(w.machines))) }
 
 func isolate(w *World, rng *rand.Rand) {
-	m := w.machines[rng.IntN(len(w.machines))]
+	m := w.pick(rng)
 	w.count("isolate", "%s", m.name)
+	w.isolate(m, spell(rng))
+}
+
+func (w *World) isolate(m *machine, stay time.Duration) {
 	w.net.Isolate(m.id)
-	w.undo(spell(rng), func() { w.net.Rejoin(m.id) })
+	w.undo(stay, func() { w.net.Rejoin(m.id) })
 }
 
 // cut cuts one direction between two machines.
@@ -256,12 +255,16 @@ func pause(w *World, rng *rand.Rand) {
 		return
 	}
 	w.count("pause", "%s", m.name)
+	w.pause(m, spell(rng))
+}
+
+func (w *World) pause(m *machine, stay time.Duration) {
 	f := make(chan struct{})
 	m.mu.Lock()
 	m.frozen = f
 	m.mu.Unlock()
 	w.net.Isolate(m.id)
-	w.undo(spell(rng), func() {
+	w.undo(stay, func() {
 		w.net.Rejoin(m.id)
 		m.mu.Lock()
 		m.frozen = nil
@@ -272,12 +275,15 @@ func pause(w *World, rng *rand.Rand) {
 }
 
 func diskSlow(w *World, rng *rand.Rand) {
-	m := w.machines[rng.IntN(len(w.machines))]
+	m := w.pick(rng)
 	w.count("disk-slow", "%s", m.name)
 	wait := time.Duration(5+rng.IntN(300)) * time.Millisecond
 	ops := []string{"", "sync", "write", "read"}
-	w.undo(spell(rng), m.inject(vfs.Fault{Op: ops[rng.IntN(len(ops))], Wait: func(string, string) { time.Sleep(wait) }}))
+	w.undo(spell(rng), m.inject(vfs.Fault{Op: ops[rng.IntN(len(ops))], Name: part(rng), Wait: func(string, string) { time.Sleep(wait) }}))
 }
+
+// part is the part of a disk that a fault meets: mostly all of it.
+func part(rng *rand.Rand) string { return []string{"", "", extentFiles, "journal/"}[rng.IntN(4)] }
 
 func (m *machine) inject(f vfs.Fault) (remove func()) {
 	m.mu.Lock()
@@ -286,18 +292,18 @@ func (m *machine) inject(f vfs.Fault) (remove func()) {
 }
 
 func diskHung(w *World, rng *rand.Rand) {
-	m := w.machines[rng.IntN(len(w.machines))]
+	m := w.pick(rng)
 	w.count("disk-hung", "%s", m.name)
 	ops := []string{"", "sync", "write", "read"}
 	m.mu.Lock()
-	release := m.disk.Hang(vfs.Fault{Op: ops[rng.IntN(len(ops))]})
+	release := m.disk.Hang(vfs.Fault{Op: ops[rng.IntN(len(ops))], Name: part(rng)})
 	m.mu.Unlock()
 	w.undo(spell(rng), release)
 }
 
 // diskFull lets a disk grow by little or nothing.
 func diskFull(w *World, rng *rand.Rand) {
-	m := w.machines[rng.IntN(len(w.machines))]
+	m := w.pick(rng)
 	w.count("disk-full", "%s", m.name)
 	m.mu.Lock()
 	disk := m.disk
@@ -331,7 +337,7 @@ func diskSyncError(w *World, rng *rand.Rand) {
 
 // diskCold drops a page cache.
 func diskCold(w *World, rng *rand.Rand) {
-	m := w.machines[rng.IntN(len(w.machines))]
+	m := w.pick(rng)
 	w.count("disk-cold", "%s", m.name)
 	m.mu.Lock()
 	disk := m.disk

@@ -61,7 +61,13 @@ type World struct {
 	began time.Time
 	log   *slog.Logger
 
+	mood  mood
+	kinds []kind // of faults, in this run
+
 	mu         sync.Mutex
+	aims       []*aim
+	rival      int  // machine that the newest takeover goes to
+	calm       bool // the faults are over
 	machines   []*machine
 	volumes    []*volume
 	passing    []*volume // made and deleted during the run
@@ -88,6 +94,7 @@ const (
 	forDisks
 	forVolumes
 	forChurn
+	forMood
 	forClients // and above
 )
 
@@ -125,7 +132,9 @@ func (w *World) play() {
 	n := cmp.Or(w.opt.Nodes, 3+rng.IntN(5))
 	w.net.SetDelay(20*time.Microsecond, time.Duration(100+rng.IntN(900))*time.Microsecond)
 	chaos := w.stream(forFaults)
+	w.mood = drawMood(w.stream(forMood))
 	in := w.choose(chaos)
+	w.kinds = in
 	for _, k := range in {
 		w.wipes = w.wipes || k.name == "wipe"
 		w.lies = w.lies || slices.Contains(lies, k.name)
@@ -137,13 +146,15 @@ func (w *World) play() {
 	var clients sync.WaitGroup
 	for i, v := range w.volumes {
 		for k := range v.clients {
-			c := &client{w: w, v: v, name: fmt.Sprintf("client-%d-%d", i, k), rng: w.stream(forClients + uint64(16*i+k))}
+			c := newClient(w, v, fmt.Sprintf("client-%d-%d", i, k), w.stream(forClients+uint64(16*i+k)))
 			clients.Go(func() { c.run(stop) })
 		}
 	}
 	clients.Go(func() { w.churn(w.stream(forChurn), stop) })
 	w.torment(chaos, in)
-	w.heal()
+	if !w.heal() {
+		return
+	}
 	w.sleep(5 * time.Second)
 	close(stop)
 	if !w.within(patience, "the clients' operations end", func() { clients.Wait() }) {
