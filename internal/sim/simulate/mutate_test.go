@@ -14,7 +14,7 @@ import (
 const mutationSeedsMax = 40
 
 // mutationSpan is for how long faults come while it looks for one.
-const mutationSpan = "-for=5m"
+const mutationSpan = "-for=1m"
 
 // TestMutationsAreCaught plays seeds with one defect built in until one shows: the
 // seed that once found it first.
