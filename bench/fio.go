@@ -120,28 +120,49 @@ func median(rs []result, of func(result) float64) float64 {
 	return v[len(v)/2]
 }
 
-// report is a table for each job, in Markdown.
+// ratios are the IOPS of each round by those of base in the same round, as median
+// and, when there are more rounds than one, least and most.
+func ratios(rs, base []result) string {
+	var v []result
+	for i := range min(len(rs), len(base)) {
+		if base[i].iops > 0 {
+			v = append(v, result{iops: rs[i].iops / base[i].iops})
+		}
+	}
+	if len(v) == 0 {
+		return "-"
+	}
+	of := func(r result) float64 { return r.iops }
+	text := fmt.Sprintf("%.2f", median(v, of))
+	if len(v) > 1 {
+		least, most := v[0].iops, v[0].iops
+		for _, r := range v {
+			least, most = min(least, r.iops), max(most, r.iops)
+		}
+		text += fmt.Sprintf(" (%.2f-%.2f)", least, most)
+	}
+	return text
+}
+
+// report is a table for each job, in Markdown. Ratios are of rounds, not of
+// medians: what else the machine does is the same for both then.
 func report(ss []*server, results map[string]map[string][]result) string {
 	var b strings.Builder
 	for _, j := range jobs {
 		if results[j.name] == nil {
 			continue
 		}
-		fmt.Fprintf(&b, "\n| %s | IOPS | of nbdkit-file | CPU us/op | p50 us | p99 us | flush p50 us | flush p99 us |\n", j.name)
-		b.WriteString("|---|---:|---:|---:|---:|---:|---:|---:|\n")
-		base := 0.0
-		if rs := results[j.name]["nbdkit-file"]; rs != nil {
-			base = median(rs, func(r result) float64 { return r.iops })
-		}
+		fmt.Fprintf(&b, "\n| %s | IOPS | of nbdkit-file | of before | CPU us/op | p50 us | p99 us | flush p50 us | flush p99 us |\n", j.name)
+		b.WriteString("|---|---:|---:|---:|---:|---:|---:|---:|---:|\n")
 		for _, s := range ss {
 			rs := results[j.name][s.name]
 			m := func(of func(result) float64) float64 { return median(rs, of) }
-			iops := m(func(r result) float64 { return r.iops })
-			ratio := "-"
-			if base > 0 {
-				ratio = fmt.Sprintf("%.2f", iops/base)
+			before := "-"
+			if _, shape, ok := strings.Cut(s.name, "gabion-"); ok {
+				before = ratios(rs, results[j.name]["before-"+shape])
 			}
-			fmt.Fprintf(&b, "| %s | %.0f | %s | %.0f | %.0f | %.0f | %.0f | %.0f |\n", s.name, iops, ratio,
+			fmt.Fprintf(&b, "| %s | %.0f | %s | %s | %.0f | %.0f | %.0f | %.0f | %.0f |\n", s.name,
+				m(func(r result) float64 { return r.iops }), ratios(rs, results[j.name]["nbdkit-file"]), before,
 				m(func(r result) float64 { return r.cpu }), m(func(r result) float64 { return r.p50 }),
 				m(func(r result) float64 { return r.p99 }), m(func(r result) float64 { return r.syncP50 }),
 				m(func(r result) float64 { return r.syncP99 }))
