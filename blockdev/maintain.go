@@ -9,7 +9,6 @@ import (
 	"github.com/gabion-storage/gabion/internal/fault"
 	"github.com/gabion-storage/gabion/internal/ident"
 	"github.com/gabion-storage/gabion/overlay"
-	"github.com/gabion-storage/gabion/quorum"
 )
 
 // Maintenance keeps an attached volume's redundancy complete: it grows the
@@ -33,7 +32,9 @@ type maintenance struct {
 	// Extents numbered below barrier may have been put by an older lane table
 	// than version.
 	version, barrier uint64
-	done             uint64 // lane table version for which surplus copies were removed
+	seen             map[overlay.BrickRef]uint64 // lapse when that version was met
+	base             *placing                    // nil: not known since the volume was attached
+	done             uint64                      // lane table version for which surplus copies were removed
 	wake             chan struct{}
 	idle             bool
 	progress         repairProgress
@@ -128,32 +129,6 @@ func (v *Volume) maintainOnce(ctx context.Context) (complete bool, err error) {
 	gerr := v.publishSnapshots(ctx)
 	complete, err = v.reconcile(ctx)
 	return complete && gerr == nil, errors.Join(gerr, err)
-}
-
-// Present counts the complete copies that are reachable now: the least over the
-// quorum and all lanes.
-func (v *Volume) Present() int {
-	voters := 0
-	for _, m := range v.log.Status() {
-		if m.Member.Role == quorum.Voter && (m.State == "ok" || m.Member.Node == v.cfg.View.Self()) {
-			voters++
-		}
-	}
-	present := voters
-	version := v.cfg.View.TableVersion()
-	v.maintain.mu.Lock()
-	defer v.maintain.mu.Unlock()
-	for i := range v.cfg.View.LaneCount() {
-		lane := v.cfg.View.Lane(i)
-		n := 0
-		for _, b := range lane[:min(len(lane), v.cfg.Replicas)] {
-			if at, ok := v.maintain.clean[b]; ok && at == version && v.cfg.View.State(b.Node) == overlay.Alive {
-				n++
-			}
-		}
-		present = min(present, n)
-	}
-	return present
 }
 
 // WaitMaintained waits until maintenance has nothing left to do.

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -75,7 +76,7 @@ func (v *Volume) reconcile(ctx context.Context) (complete bool, err error) {
 	v.mu.RUnlock()
 	v.maintain.mu.Lock()
 	if v.maintain.version != version {
-		v.maintain.version, v.maintain.barrier = version, next
+		v.maintain.version, v.maintain.barrier, v.maintain.seen = version, next, maps.Clone(v.maintain.lapse)
 	}
 	v.maintain.mu.Unlock()
 	defer v.maintain.report(nil)
@@ -106,6 +107,9 @@ func (v *Volume) reconcile(ctx context.Context) (complete bool, err error) {
 			}
 		}
 		todo = again
+	}
+	if complete {
+		v.place(version)
 	}
 	if all && v.cfg.View.TableVersion() == version {
 		complete = v.dropSurplus(ctx, version)

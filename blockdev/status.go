@@ -17,6 +17,7 @@ type Status struct {
 	Name          string
 	Replicas      int  // wanted
 	Present       int  // complete copies in reach
+	Sure          bool // there are no more: bricks were compared since the attach
 	Voters        int  // of the map block
 	Quorum        bool // a majority of the voters answers
 	Lagging       int  // members that are being caught up
@@ -39,10 +40,11 @@ type Status struct {
 // Status describes the volume now.
 func (v *Volume) Status() Status {
 	s := Status{
-		ID: v.cfg.ID, Name: v.cfg.Name, Replicas: v.cfg.Replicas, Present: v.Present(), Epoch: v.epoch,
+		ID: v.cfg.ID, Name: v.cfg.Name, Replicas: v.cfg.Replicas, Epoch: v.epoch,
 		PageBytes:     v.pages.bytes(),
 		CheckpointAge: time.Since(time.Unix(0, v.lastCheckpoint.Load())),
 	}
+	s.Present, s.Sure = v.present()
 	in := 0
 	for _, m := range v.log.Status() {
 		if m.Member.Role == quorum.Learner {

@@ -71,6 +71,9 @@ func (n *Node) held(v *blockdev.Volume, sessions int) control.Volume {
 		out.SizeBytes, out.WriteCache, out.CreatedUnixSeconds = d.Size, d.WriteCache, d.Created
 	}
 	setHealth(&out, s.Present, s.Replicas, s.Quorum)
+	if !s.Sure && out.HealthDetail != "" {
+		out.HealthDetail += " found so far"
+	}
 	if s.Repairing > 0 {
 		r := &control.Repair{Extents: s.Repairing, Bytes: s.RepairBytes, BytesPerSecond: s.RepairRate, ETASeconds: -1, Paused: s.RepairPaused}
 		left := "paused"
@@ -81,7 +84,10 @@ func (n *Node) held(v *blockdev.Volume, sessions int) control.Volume {
 			left = "just begun"
 		}
 		out.Repair = r
-		out.HealthDetail += fmt.Sprintf(", %d extents (%d MiB) to copy, %s", r.Extents, r.Bytes>>20, left)
+		if out.HealthDetail != "" {
+			out.HealthDetail += ", "
+		}
+		out.HealthDetail += fmt.Sprintf("%d extents (%d MiB) to copy, %s", r.Extents, r.Bytes>>20, left)
 	}
 	return out
 }

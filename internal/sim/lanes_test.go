@@ -1,0 +1,102 @@
+package sim
+
+import (
+	"context"
+	"log/slog"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/gabion-storage/gabion/blockdev"
+	"github.com/gabion-storage/gabion/overlay"
+	"github.com/gabion-storage/gabion/quorum"
+)
+
+// TestStatusWhileLanesMove: a new lane table moves a part of every lane to another brick.
+// No copy is missing at any time, and the holder never says so; at the end the copies are
+// where they should be. A node that dies meanwhile is a copy less.
+func TestStatusWhileLanesMove(t *testing.T) {
+	t.Parallel()
+	c, err := New(1, 4, slog.New(slog.DiscardHandler), func(cfg *blockdev.Config) {
+		cfg.CheckpointBytes, cfg.TailBytes, cfg.CheckpointIdle = 1<<20, 4<<20, time.Hour
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
+	defer cancel()
+	if _, err := c.CreateVolume(ctx, "v", 1<<20, 3); err != nil {
+		t.Fatal(err)
+	}
+	s, _ := open(t, ctx, c.Nodes[0])
+	defer s.Close()
+	write(t, s)
+	if _, err := c.Nodes[0].Manager.CreateSnapshot(ctx, "v", "s"); err != nil { // which folds the log
+		t.Fatal(err)
+	}
+	v, err := c.Nodes[0].Manager.Attach(ctx, "v", false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	soon(t, ctx, "all copies are there", func() bool { return v.WaitMaintained(ctx) == nil && v.Status().Present == 3 })
+
+	st := c.State.Clone()
+	st.Version++
+	st.Lanes.Lanes = slices.Clone(st.Lanes.Lanes)
+	for i, lane := range st.Lanes.Lanes {
+		lane = slices.Clone(lane)
+		for _, n := range c.Nodes {
+			in := func(b overlay.BrickRef) bool { return b.Node == n.ID }
+			if !slices.ContainsFunc(lane, in) {
+				lane[i%3] = overlay.BrickRef{Node: n.ID, Brick: n.Brick()}
+				break
+			}
+		}
+		st.Lanes.Lanes[i] = lane
+	}
+	c.State = st
+	repaired := v.Stats().Repaired.Load()
+	for _, n := range c.Nodes {
+		n.View.SetTable(st.Version, st.OverlayNodes(), st.Lanes.Lanes)
+	}
+	// A busy machine may take a node for dead for a moment.
+	healthy := func() bool {
+		for _, n := range c.Nodes {
+			if c.Nodes[0].View.State(n.ID) != overlay.Alive {
+				return false
+			}
+		}
+		return !slices.ContainsFunc(v.Members().Status, func(m quorum.MemberStatus) bool {
+			return m.State != "ok" && m.Member.Node != c.Nodes[0].ID
+		})
+	}
+	looks := 0
+	done := make(chan error, 1)
+	go func() { done <- v.WaitMaintained(ctx) }()
+	for moving := true; moving; {
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Fatal(err)
+			}
+			moving = false
+		default:
+		}
+		before := healthy()
+		x := v.Status()
+		if before && healthy() && (x.Present != 3 || !x.Sure) {
+			t.Fatalf("%d of 3 copies (sure: %v) while lanes move and nothing is missing", x.Present, x.Sure)
+		}
+		looks++
+		pause(ctx, time.Millisecond)
+	}
+	if looks == 0 {
+		t.Fatal("it was over before it was looked at")
+	}
+	if v.Stats().Repaired.Load() == repaired {
+		t.Fatal("nothing was moved")
+	}
+	c.Nodes[3].Kill(true)
+	soon(t, ctx, "a dead node's copies are missed", func() bool { return v.Status().Present == 2 })
+}
