@@ -13,7 +13,7 @@ attach 1 pg /dev/nbd0
 mkfs.ext4 -q /dev/nbd0
 mkdir -p /mnt/pg /mnt/files
 mount /dev/nbd0 /mnt/pg
-phase "initdb"
+phase "database"
 pg_init /mnt/pg
 phase "pgbench"
 pg_start /mnt/pg
@@ -47,8 +47,25 @@ fstrim -v /mnt/files
 umount /mnt/files
 detach /dev/nbd1
 g status
+complaints() { dmesg | grep -E "$1|hung_task|blocked for more"; }
+if complaints 'I/O error|nbd.*(timed out|error)'; then fail "the kernel complains"; fi
+
+phase "nbd-client -persist"
+# Its node dies: what docs/ATTACH.md says of it, and how to go on at another node.
+until_true 30 "attach files" nbd-client 127.0.0.1 "$(nbd_port 2)" /dev/nbd1 -N files -b 4096 -persist -nonetlink -timeout 5
+write_one() { dd if=/dev/zero of=/dev/nbd1 bs=4k count=1 oflag=direct conv=notrunc status=none; }
+ended() { ! pgrep -f 'nbd-client.*/dev/nbd1'; }
+write_one || fail "a write while its node is well"
+kill -KILL "${pids[2]}"
+until_true 30 "the end of the client's process, which does not come back" ended
+if write_one 2>/dev/null; then fail "nbd-client -persist has connected again: tell so in docs/ATTACH.md"; fi
+nbd-client -d /dev/nbd1 || true
+attach 1 files /dev/nbd1
+write_one || fail "a write at another node"
+detach /dev/nbd1
+
 phase "stop"
-stop_pool
+stop_pool 1 3
 phase "stopped"
-if dmesg | grep -E 'I/O error|nbd.*(timed out|error)|hung_task|blocked for more'; then fail "the kernel complains"; fi
+if complaints 'EXT4-fs error|XFS.*error'; then fail "the kernel complains"; fi
 echo PASSED

@@ -68,9 +68,11 @@ start_pool() {
 	for i in 1 2 3; do until_true 90 "node $i" ready $i; done
 	until_true 60 "all nodes alive" all_alive
 }
+# stop_pool [NODE...]: in order; all three, or those that are left
 stop_pool() {
-	for i in 1 2 3; do kill -TERM "${pids[$i]}"; done
-	for i in 1 2 3; do wait "${pids[$i]}" || fail "node $i ended with $?"; done
+	local i all=${*:-1 2 3}
+	for i in $all; do kill -TERM "${pids[$i]}"; done
+	for i in $all; do wait "${pids[$i]}" || fail "node $i ended with $?"; done
 }
 
 # attach NODE VOLUME DEVICE / detach DEVICE: with the kernel's client
