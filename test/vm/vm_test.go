@@ -46,6 +46,7 @@ func newRig(t *testing.T, tags string, env ...string) *rig {
 	}
 	for _, args := range [][]string{
 		{filepath.Join(top, "deploy/vm/build.sh")},
+		{filepath.Join(top, "deploy/vm/database.sh")},
 		{"go", "build", "-o", filepath.Join(top, "bin/ledgerload"), "./test/ledger/ledgerload"},
 	} {
 		cmd := exec.Command(args[0], args[1:]...)
