@@ -30,6 +30,8 @@ var pitfalls = map[string]string{
 	"compaction in the way of writes, or without end":       "TestOverwritingStaysWithinItsSpace TestPacerYieldsToTheForeground",
 	"allocation and strong hashes before the answer":        "TestRequestsAllocateNothing TestSteadyStateAllocatesNothing",
 	"a lease shorter than what a busy machine stands still": "TestLeaseAndPatienceNeverContradict TestDelayedPingsLeaveAGap TestFreshStartPromisesAndTrustsNothing",
+	"bits that rot unseen":                                  "TestBitsFlipInEachKindOfFile TestPitfallFlippedBitInAnExtent TestPitfallFlippedBitInAMapPage TestPitfallFlippedBitInTheIndex TestPitfallLyingDisk TestScrubFindsRotAnywhere TestDamagedDirectory",
+	"repair that keeps a surplus":                           "TestScrubGivesStrayBytesBack TestWholePools",
 	// of quorums for each block
 	"waiting for all instead of a majority":            "TestPitfallSickMemberIsNotInTheWay TestPutDoesNotHangWithTheLocalDisk TestRequestsEndWithoutAnyNode",
 	"no sync anywhere":                                 "TestPowerCut TestPowerCutSeesSkippedFsync TestDurableSurvivesAPowerCutOfEveryNode",
