@@ -69,6 +69,7 @@ type Pacer struct {
 	tense     samples   // flushes while somebody did, since the rate changed
 	begun     time.Time // of tense
 	last      time.Time // a copy began
+	heard     time.Time // the newest flush ended
 	fell      bool      // the rate was too high once: it rises by steps now
 	quietFrom time.Time // the last stop to learn what is undisturbed, or the one to come
 	quietTo   time.Time
@@ -221,6 +222,7 @@ func (p *Pacer) Foreground(d time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	now := p.now()
+	p.heard = now
 	switch {
 	case now.Sub(p.last) > paceOver: // nobody copies
 		p.busy.Store(len(p.queue) > 0)
@@ -251,6 +253,9 @@ func (p *Pacer) adapt() {
 		return
 	}
 	n := len(p.tense.all)
+	if n == 0 && now.Sub(p.heard) < paceLong {
+		return // who flushed a moment ago may be waiting for the next one
+	}
 	if n == 0 { // nobody to disturb
 		p.fell = false
 		p.rate = min(PaceCeiling, 2*p.rate)

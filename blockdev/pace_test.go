@@ -92,6 +92,40 @@ func TestPacerYieldsToTheForeground(t *testing.T) {
 	}
 }
 
+// TestPacerSeesStalls: a client whose flush takes longer than a window has not gone.
+func TestPacerSeesStalls(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := NewPacer()
+		stop := make(chan struct{})
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			for {
+				took := time.Millisecond
+				if p.busy.Load() && p.Rate() > 20<<20 {
+					took = 900 * time.Millisecond
+				}
+				select {
+				case <-stop:
+					return
+				case <-time.After(took):
+					p.Foreground(took)
+				}
+			}
+		})
+		time.Sleep(2 * time.Second) // virtual: the baseline is learnt
+		for end := time.Now().Add(time.Minute); time.Now().Before(end); {
+			if err := p.Wait(t.Context(), 1<<20, 1); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if r := p.Rate() >> 20; r > 40 {
+			t.Errorf("%d MiB/s, with flushes that take 900 times as long", r)
+		}
+		close(stop)
+		wg.Wait()
+	})
+}
+
 func TestPacerObeysTheOperator(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := NewPacer()
