@@ -83,11 +83,14 @@ func (v *Volume) present() (n int, sure bool) {
 // and those put since, on all bricks of its lanes that missed nothing. mu is held.
 func (m *maintenance) copies(lanes [][]overlay.BrickRef, version uint64, reach map[overlay.BrickRef]bool) int {
 	clean := func(b overlay.BrickRef) bool { at, ok := m.clean[b]; return ok && at == version && reach[b] }
-	taking := func(b overlay.BrickRef) bool { return clean(b) || reach[b] && m.lapse[b] == m.seen[b] }
 	kept := func(b overlay.BrickRef) bool {
+		if m.base == nil || !reach[b] {
+			return false
+		}
 		l, ok := m.base.lapse[b]
-		return ok && l == m.lapse[b] && reach[b]
+		return ok && l == m.lapse[b]
 	}
+	taking := func(b overlay.BrickRef) bool { return clean(b) || kept(b) || reach[b] && m.lapse[b] == m.seen[b] }
 	least := func(lanes [][]overlay.BrickRef, ok func(int, overlay.BrickRef) bool) int {
 		out := math.MaxInt
 		for i, lane := range lanes {

@@ -28,6 +28,7 @@ func TestCopiesWhileLanesMove(t *testing.T) {
 		complete string               // under the present table
 		missed   string               // something since the present table was met
 		dead     string
+		mended   string // something before, and was given it
 		want     int
 	}{
 		{what: "nothing moved", old: lanes("abc", "bcd"), now: lanes("abc", "bcd"), complete: "abcd", want: 3},
@@ -41,6 +42,7 @@ func TestCopiesWhileLanesMove(t *testing.T) {
 		{what: "the new one is dead", old: lanes("abc"), now: lanes("abe"), dead: "e", want: 2}, // what was put since
 		{what: "the new one missed something", old: lanes("abc"), now: lanes("abe"), missed: "e", want: 2},
 		{what: "the others keep what was before", old: lanes("abc"), now: lanes("abe"), missed: "ab", want: 1},
+		{what: "what was missed before was made up for", old: lanes("abc"), now: lanes("abe"), mended: "ab", want: 3},
 		{what: "two of one lane are dead", old: lanes("abc", "def"), now: lanes("def", "abc"), dead: "ab", want: 1},
 		{what: "there are more lanes now", old: lanes("abc"), now: lanes("abd", "bcd"), want: 3},
 		{what: "more lanes, and one is dead", old: lanes("abc"), now: lanes("abd", "bcd"), dead: "a", want: 2},
@@ -69,6 +71,10 @@ func TestCopiesWhileLanesMove(t *testing.T) {
 		for _, b := range bricks(c.missed) {
 			m.lapse[b]++
 			delete(m.clean, b)
+		}
+		for _, b := range bricks(c.mended) {
+			m.lapse[b]++
+			m.base.lapse[b] = m.lapse[b]
 		}
 		for _, b := range bricks(c.dead) {
 			reach[b] = false

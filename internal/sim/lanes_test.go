@@ -14,7 +14,7 @@ import (
 
 // TestStatusWhileLanesMove: a new lane table moves a part of every lane to another brick.
 // No copy is missing at any time, and the holder never says so; at the end the copies are
-// where they should be. A node that dies meanwhile is a copy less.
+// where they should be, and nowhere else. A node that dies meanwhile is a copy less.
 func TestStatusWhileLanesMove(t *testing.T) {
 	t.Parallel()
 	c, err := New(1, 4, slog.New(slog.DiscardHandler), func(cfg *blockdev.Config) {
@@ -97,6 +97,16 @@ func TestStatusWhileLanesMove(t *testing.T) {
 	if v.Stats().Repaired.Load() == repaired {
 		t.Fatal("nothing was moved")
 	}
+	soon(t, ctx, "no brick keeps what others are to hold", func() bool {
+		for _, n := range c.Nodes {
+			for _, r := range n.brick.ListVolume(v.ID()) {
+				if !slices.Contains(n.Store.Holders(r.Addr, 3), overlay.BrickRef{Node: n.ID, Brick: n.Brick()}) {
+					return false
+				}
+			}
+		}
+		return true
+	})
 	c.Nodes[3].Kill(true)
 	soon(t, ctx, "a dead node's copies are missed", func() bool { return v.Status().Present == 2 })
 }
