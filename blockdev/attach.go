@@ -48,6 +48,11 @@ func (m *Manager) attach(ctx context.Context, d pool.Volume, a *attached, by cla
 	m.mu.Unlock()
 	if orphan {
 		vol.Close()
+	} else if err == nil {
+		// What Sync was told while there was no volume yet to tell it to.
+		if now, there := m.cfg.Catalog().Volume(d.ID); there {
+			vol.Grow(now.Size)
+		}
 	}
 	close(a.ready)
 	if err != nil {
