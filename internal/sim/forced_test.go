@@ -3,6 +3,7 @@ package sim
 import (
 	"context"
 	"testing"
+	"time"
 
 	"github.com/gabion-storage/gabion/internal/fault"
 	"github.com/gabion-storage/gabion/internal/ident"
@@ -22,6 +23,13 @@ func TestThoseGivenUpOpenNothing(t *testing.T) {
 	mustPut(t, s, 0, 1, true)
 	before := c.present()
 	group := ident.MapBlock(before.Volumes[0].ID)
+	// Two of three are enough for an answer; the one that is to go on must have it too.
+	last := func(n *Node) uint64 { g, _ := n.Acc.Group(group); return g.Last }
+	for end := time.Now().Add(patience); last(survivor) < last(a); pause(ctx, time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("the third has %d slots of %d", last(survivor), last(a))
+		}
+	}
 	a.Kill(true)
 	b.Kill(true)
 
