@@ -94,6 +94,9 @@ func (m *Manager) tryAttach(ctx context.Context, d pool.Volume, by claim) (*Volu
 			return nil, err
 		case <-t.C:
 		}
+		if m.cfg.Refresh != nil && !m.heard.Load() {
+			known = m.refresh(ctx, d)
+		}
 		var there bool
 		if d, there = m.cfg.Catalog().Volume(d.ID); !there {
 			return nil, fault.Newf(fault.NotFound, "volume attach", d.Name, "it was deleted meanwhile")
@@ -106,8 +109,8 @@ func (m *Manager) tryAttach(ctx context.Context, d pool.Volume, by claim) (*Volu
 // by force, and the members that it knows may all have been away with it: they
 // would open what was given up. The channel is closed when the catalog is the
 // newest, or could not be had in time. A pool without its quorum does not keep a
-// volume with its own from being attached: what was forced since this node last
-// heard of it is the one thing that it then misses.
+// volume with its own from being attached, unless by a node that has not heard the
+// pool once since it was started: what it knows may be of any age.
 func (m *Manager) refresh(ctx context.Context, d pool.Volume) <-chan struct{} {
 	known := make(chan struct{})
 	if m.cfg.Refresh == nil {
@@ -118,7 +121,10 @@ func (m *Manager) refresh(ctx context.Context, d pool.Volume) <-chan struct{} {
 		defer close(known)
 		ctx, cancel := context.WithTimeout(ctx, refreshMax)
 		defer cancel()
-		if err := m.cfg.Refresh(ctx); err != nil {
+		err := m.cfg.Refresh(ctx)
+		if err == nil {
+			m.heard.Store(true)
+		} else if m.heard.Load() {
 			m.cfg.Log.Warn("attaching by a catalog that may be old", "volume", d.Name, "err", err)
 		}
 	}()
@@ -207,6 +213,8 @@ func IsDamaged(err error) bool {
 func (m *Manager) outdated(d pool.Volume, atLeast uint64) error {
 	now, there := m.cfg.Catalog().Volume(d.ID)
 	switch {
+	case m.cfg.Refresh != nil && !m.heard.Load() && !mutant.On("open-given-up"):
+		return fault.Newf(fault.Unavailable, "volume attach", d.Name, "this node was started and has not heard the pool since, which may have decided on the volume: see gabion status; if the pool's quorum is gone for good: gabion pool recover")
 	case !there:
 		return fault.Newf(fault.NotFound, "volume attach", d.Name, "it was deleted meanwhile")
 	case quorum.ForcedVersion(now.VotersVersion) > atLeast && !mutant.On("open-given-up"):

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/gabion-storage/gabion/internal/fault"
@@ -64,8 +65,9 @@ type ManagerConfig struct {
 
 // Manager attaches volumes on this node. It implements target.Exports.
 type Manager struct {
-	cfg  ManagerConfig
-	pace *Pacer
+	cfg   ManagerConfig
+	pace  *Pacer
+	heard atomic.Bool // the pool, by a Refresh of this process
 
 	mu     sync.Mutex
 	vols   map[ident.VolumeID]*attached

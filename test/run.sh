@@ -12,11 +12,11 @@ rigs="./test/postgres ./test/failure ./test/failover ./test/partition ./test/sna
 
 mutated() { git ls-files '*_test.go' | xargs grep -lE '^func Test[A-Za-z]*Mutat' | xargs -r -n1 dirname | sort -u | sed 's|^|./|'; }
 
-# Whole pools under faults: the corpus, and seeds that every state of this tree has its own of,
+# Whole pools under faults: the corpus, and seeds that every state of the code has its own of,
 # so that a failure can be had again and the next state meets fresh ones. $1 is how nice.
 simulated() {
-	local tree; tree=$(git rev-parse HEAD^{tree} 2>/dev/null || echo 0)
-	GABION_SIM_SECONDS=${SIM_SECONDS:-900} GABION_SIM_SEEDS=${SIM_SEEDS:-400} GABION_SIM_FIRST=${SIM_FIRST:-$((16#${tree:0:7} + 1))} \
+	local state; state=$(git rev-parse HEAD:blockdev HEAD:dht HEAD:internal HEAD:overlay HEAD:pool HEAD:quorum 2>/dev/null | sha256sum)
+	GABION_SIM_SECONDS=${SIM_SECONDS:-600} GABION_SIM_SEEDS=${SIM_SEEDS:-400} GABION_SIM_FIRST=${SIM_FIRST:-$((16#${state:0:7} + 1))} \
 		nice -n "$1" go test -json -tags sim -timeout 1h ./internal/sim/simulate
 }
 

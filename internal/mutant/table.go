@@ -14,7 +14,7 @@ var All = []Mutation{
 	{Name: "lease-ignored", In: "blockdev", Breaks: "reads are answered without a lease", Tests: []string{"TestReadsNeedALease", "internal/sim.TestTakeoverFromAnIsolatedHolder"}},
 	{Name: "lose-zero", In: "blockdev", Breaks: "zeroing is not applied on replay", Tests: []string{"TestVolumeMatchesFlatArray", "TestZeroingSurvivesTheHolder"}, Whole: 3, Only: "takeover,kill"},
 	{Name: "no-relief", In: "blockdev", Breaks: "a tail that does not fit is not folded in parts", Tests: []string{"TestTrimMakesRoomOnFullBricks"}},
-	{Name: "open-given-up", In: "blockdev", Breaks: "a node attaches by an old catalog what a forced recovery gave up", Tests: []string{"internal/sim.TestThoseGivenUpOpenNothing"}},
+	{Name: "open-given-up", In: "blockdev", Breaks: "a node attaches by an old catalog, or one of unknown age, what a forced recovery gave up", Tests: []string{"internal/sim.TestThoseGivenUpOpenNothing"}},
 	{Name: "reuse-extent-number", In: "blockdev", Breaks: "numbers of replayed extents are drawn again", Tests: []string{"TestVolumeMatchesFlatArray", "TestExtentsOfTheLogSurviveTheirHolder"}},
 	{Name: "skip-crc", In: "blockdev", Breaks: "wrong checksums are accepted", Tests: []string{"TestDamagedBlocksAreNotServed"}, Whole: 3, Only: "disk-rot,disk-lost-write"},
 	{Name: "snapshot-without-tail", In: "blockdev", Breaks: "a snapshot is made of the map before its tail was folded", Tests: []string{"TestSnapshotsMatchArrays", "TestSnapshotOfATailOnly"}},

@@ -5,6 +5,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/gabion-storage/gabion/internal/fault"
 	"github.com/gabion-storage/gabion/pool"
 )
 
@@ -25,8 +26,11 @@ func (c *Cluster) present() *pool.State {
 }
 
 // Recall gives the node an old copy of the catalog, as one has that was away, until
-// its manager asks for the newest.
-func (n *Node) Recall(s *pool.State) { n.old.Store(s) }
+// its manager asks for the newest; that is in vain while the pool is out of reach.
+func (n *Node) Recall(s *pool.State, outOfReach bool) {
+	n.old.Store(s)
+	n.apart.Store(outOfReach)
+}
 
 func (n *Node) catalog() *pool.State {
 	if s := n.old.Load(); s != nil {
@@ -36,6 +40,9 @@ func (n *Node) catalog() *pool.State {
 }
 
 func (n *Node) refresh(context.Context) error {
+	if n.apart.Load() {
+		return fault.Newf(fault.Unavailable, "sim.refresh", "", "the pool is out of reach")
+	}
 	n.old.Store(nil)
 	return nil
 }

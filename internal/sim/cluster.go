@@ -57,8 +57,9 @@ type Node struct {
 	stable *brick.MemStable
 	boot   uint64
 
-	dead *atomic.Bool               // of the present process
-	old  atomic.Pointer[pool.State] // see Recall
+	dead  *atomic.Bool               // of the present process
+	old   atomic.Pointer[pool.State] // see Recall
+	apart atomic.Bool
 
 	mu      sync.Mutex
 	up      bool

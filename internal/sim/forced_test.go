@@ -14,8 +14,15 @@ import (
 // TestThoseGivenUpOpenNothing takes two of three voters away for good, goes on with
 // the third by force, and lets the two come back without it: they are a majority of
 // the only configuration that they know, and what they have is old. They serve it to
-// nobody, and with the third in reach what it has.
+// nobody, whether the pool tells them so or they cannot ask it, and with the third in
+// reach what it has.
 func TestThoseGivenUpOpenNothing(t *testing.T) {
+	t.Parallel()
+	t.Run("told by the pool", func(t *testing.T) { givenUp(t, false) })
+	t.Run("alone", func(t *testing.T) { givenUp(t, true) })
+}
+
+func givenUp(t *testing.T, alone bool) {
 	t.Parallel()
 	ctx, c := start(t, 1)
 	a, b, survivor := c.Nodes[0], c.Nodes[1], c.Nodes[2]
@@ -51,7 +58,7 @@ func TestThoseGivenUpOpenNothing(t *testing.T) {
 
 	c.Net.Isolate(survivor.ID)
 	for _, n := range []*Node{a, b} {
-		n.Recall(before)
+		n.Recall(before, alone)
 		if err := n.Start(); err != nil {
 			t.Fatal(err)
 		}
@@ -62,6 +69,7 @@ func TestThoseGivenUpOpenNothing(t *testing.T) {
 		t.Fatalf("two that were given up serve the volume: %v", err)
 	}
 	c.Net.Rejoin(survivor.ID)
+	a.Recall(before, false)
 	s, _ = open(t, ctx, a)
 	mustHave(t, ctx, s, 0, 2)
 }

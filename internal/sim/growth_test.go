@@ -17,7 +17,7 @@ func TestGrowthIsNotMissedWhileAttaching(t *testing.T) {
 	if err := c.publish(ctx, pool.Command{ID: pool.NewCommandID(), ResizeVolume: &pool.VolumeGrowth{ID: v.ID, Size: 2 * v.Size}}); err != nil {
 		t.Fatal(err)
 	}
-	a.Recall(before)
+	a.Recall(before, false)
 	s, _ := open(t, ctx, a)
 	if s.Size() != 2*v.Size {
 		t.Errorf("it is served with %d bytes, and has %d", s.Size(), 2*v.Size)
