@@ -21,9 +21,9 @@ import (
 
 // total adds up what many seeds did.
 type total struct {
-	seeds, ops, unknown, checked, attaches int
-	virtual                                time.Duration
-	faults                                 map[string]int
+	seeds, ops, unknown, checked, undecided, attaches int
+	virtual                                           time.Duration
+	faults                                            map[string]int
 }
 
 func (s *total) add(r whole.Result) {
@@ -31,6 +31,7 @@ func (s *total) add(r whole.Result) {
 	s.ops += r.Ops
 	s.unknown += r.Unknown
 	s.checked += r.Checked
+	s.undecided += r.Undecided
 	s.attaches += r.Attaches
 	s.virtual += r.Virtual
 	for k, n := range r.Faults {
@@ -45,8 +46,8 @@ func (s *total) String() string {
 		f = append(f, fmt.Sprintf("%s %d", k, s.faults[k]))
 		n += s.faults[k]
 	}
-	return fmt.Sprintf("%d seeds, %.2f simulated hours, %d operations (%d of unknown outcome) over %d sessions, %d checked on their blocks, %d faults: %s",
-		s.seeds, s.virtual.Hours(), s.ops, s.unknown, s.attaches, s.checked, n, strings.Join(f, ", "))
+	return fmt.Sprintf("%d seeds, %.2f simulated hours, %d operations (%d of unknown outcome) over %d sessions, %d checked on their blocks, %d blocks not to the end, %d faults: %s",
+		s.seeds, s.virtual.Hours(), s.ops, s.unknown, s.attaches, s.checked, s.undecided, n, strings.Join(f, ", "))
 }
 
 // run plays what next gives, on all processors, and reports violations.
@@ -86,6 +87,9 @@ func run(t *testing.T, bin string, next func() (seed uint64, args []string, more
 	t.Logf("%v; %.2f simulated hours per minute", &sum, sum.virtual.Hours()/took.Minutes())
 	if sum.seeds == 0 || sum.checked == 0 {
 		t.Error("nothing was simulated")
+	}
+	if sum.undecided > 1+sum.seeds/4 {
+		t.Errorf("the histories of %d blocks were too tangled to be judged", sum.undecided)
 	}
 }
 

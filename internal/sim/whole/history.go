@@ -68,6 +68,8 @@ type history struct {
 	last    uint32           // id of the newest write
 	first   map[uint64]int64 // for each epoch, when it first answered anything
 	checked int
+	// undecided counts blocks of whose history only a beginning was judged, or none.
+	undecided int
 }
 
 func (h *history) next() uint32 {

@@ -43,6 +43,7 @@ type Result struct {
 	Ops       int            `json:"ops"`       // operations of clients that ended
 	Unknown   int            `json:"unknown"`   // of them, with an unknown outcome
 	Checked   int            `json:"checked"`   // operations on single blocks that were checked
+	Undecided int            `json:"undecided"` // blocks whose history was too tangled to be judged to its end
 	Faults    map[string]int `json:"faults"`    // by kind
 	Attaches  int            `json:"attaches"`  // sessions that clients opened
 	Trace     uint64         `json:"trace"`     // of everything that clients saw: equal for equal runs
@@ -120,6 +121,7 @@ func Run(opt Options) Result {
 		Faults: w.faults, Attaches: w.attaches, Trace: w.trace, Violation: w.violation}
 	for _, v := range append(w.volumes, w.passing...) {
 		r.Checked += v.hist.checked
+		r.Undecided += v.hist.undecided
 	}
 	if w.violation != "" {
 		r.Events = w.events
