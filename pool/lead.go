@@ -151,27 +151,27 @@ func (l *leadership) apply(ctx context.Context, c Command) (version uint64, err 
 		return 0, l.err
 	}
 	version, refusal, err := l.propose(c)
-	var wait chan struct{}
+	var last proposed
 	if n := len(l.pending); n > 0 {
 		// A refusal and a repeated command too rest on what was proposed before:
 		// they are told when that is chosen.
-		wait = l.pending[n-1].done
+		last = l.pending[n-1]
 	}
 	l.mu.Unlock()
 	if err != nil {
 		return 0, err
 	}
 	l.prop.Kick()
-	if wait != nil {
+	if last.done != nil {
 		select {
-		case <-wait:
+		case <-last.done:
 		case <-ctx.Done():
 			return 0, fault.Newf(fault.Indeterminate, "pool.submit", "", "not chosen yet: %w", ctx.Err())
 		}
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.chosen.Version < version {
+	if l.upTo < last.slot { // not by the version: a Refresh has none of its own
 		return 0, fault.Newf(fault.Indeterminate, "pool.submit", "", "the leader was replaced before the command was chosen: %w", l.err)
 	}
 	return version, refusal

@@ -2,6 +2,7 @@ package pool
 
 import (
 	"context"
+	"fmt"
 	"testing"
 	"time"
 
@@ -20,6 +21,11 @@ func TestRefresh(t *testing.T) {
 		if err := old.pool.Refresh(ctx); !fault.Is(err, fault.Indeterminate) && !fault.Is(err, fault.Unavailable) {
 			t.Fatalf("a leader that is cut off refreshed its state: %v", err)
 		}
+		early := make(chan string, 1) // one under way when the leader is replaced
+		go func() {
+			err := old.pool.Refresh(context.Background())
+			early <- fmt.Sprint(err, len(old.pool.State().Volumes))
+		}()
 		for _, nd := range r.nodes {
 			if nd != old {
 				if err := nd.create("v" + nd.id.Short()); err != nil {
@@ -28,6 +34,9 @@ func TestRefresh(t *testing.T) {
 			}
 		}
 		r.net.Rejoin(old.id)
+		if got := <-early; got != "<nil> 2" {
+			t.Fatalf("error and volumes seen after a refresh that began before there were two: %s", got)
+		}
 		if err := old.pool.Refresh(context.Background()); err != nil {
 			t.Fatal(err)
 		}
