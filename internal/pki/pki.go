@@ -9,6 +9,7 @@ package pki
 
 import (
 	"bytes"
+	"crypto"
 	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/sha256"
@@ -82,7 +83,8 @@ func template(pool ident.PoolID, name string) *x509.Certificate {
 	}
 }
 
-func sign(t, parent *x509.Certificate, pub ed25519.PublicKey, key ed25519.PrivateKey) (*x509.Certificate, error) {
+// sign has key, the parent's, certify pub.
+func sign(t, parent *x509.Certificate, pub crypto.PublicKey, key ed25519.PrivateKey) (*x509.Certificate, error) {
 	der, err := x509.CreateCertificate(rand.Reader, t, parent, pub, key)
 	if err != nil {
 		return nil, fault.New(fault.Internal, "pki.sign", "", err)

@@ -1,7 +1,9 @@
 package pki
 
 import (
-	"crypto/ed25519"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/pem"
@@ -14,16 +16,18 @@ import (
 
 // Service is a certificate for something that is no node: an NBD server that
 // clients know by its host name, or one of those clients. Links between nodes
-// refuse it.
+// refuse it. Its key is of ECDSA on P-256, and not of Ed25519 as everything else
+// of the pool: under TLS 1.2 GnuTLS never shows a certificate of that kind as a
+// client, and nbd-client speaks nothing newer.
 type Service struct {
 	Cert *x509.Certificate
-	Key  ed25519.PrivateKey
+	Key  crypto.Signer
 }
 
 // IssueService makes a key and certifies it for name, which becomes the common
 // name, and hosts, DNS names or IP addresses.
 func (ca *CA) IssueService(name string, hosts []string) (Service, error) {
-	_, key, err := ed25519.GenerateKey(rand.Reader)
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return Service{}, fault.New(fault.Internal, "pki.new", name, err)
 	}
@@ -38,7 +42,7 @@ func (ca *CA) IssueService(name string, hosts []string) (Service, error) {
 			t.DNSNames = append(t.DNSNames, h)
 		}
 	}
-	cert, err := sign(t, ca.Cert, key.Public().(ed25519.PublicKey), ca.Key)
+	cert, err := sign(t, ca.Cert, key.Public(), ca.Key)
 	return Service{cert, key}, err
 }
 

@@ -25,6 +25,9 @@ func TestServiceCertificatesAreNoNodes(t *testing.T) {
 	if _, err := s.Cert.Verify(x509.VerifyOptions{Roots: roots, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}); err != nil {
 		t.Error("as a client: ", err)
 	}
+	if s.Cert.PublicKeyAlgorithm != x509.ECDSA {
+		t.Errorf("its key is %v, which GnuTLS's clients of TLS 1.2 do not show", s.Cert.PublicKeyAlgorithm)
+	}
 	if _, err := ca.verify([]*x509.Certificate{s.Cert}); !fault.Is(err, fault.Denied) {
 		t.Errorf("a link with it: %v", err)
 	}

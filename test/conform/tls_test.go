@@ -83,4 +83,15 @@ func TestTLS(t *testing.T) {
 		t.Errorf("a client that may read wrote: %s", out)
 	}
 	tool(t, "nbdcopy", uri("backup", "db"), filepath.Join(dir, "copy"))
+
+	t.Run("TLS 1.2", func(t *testing.T) { // all that nbd-client speaks
+		policy := filepath.Join(dir, "gnutls")
+		if err := os.WriteFile(policy, []byte("[overrides]\ndisabled-version = tls1.3\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		t.Setenv("GNUTLS_SYSTEM_PRIORITY_FILE", policy)
+		if out := tool(t, "nbdinfo", uri("dbhost", "db")); !strings.Contains(out, "is_read_only: false") {
+			t.Errorf("the client showed no certificate:\n%s", out)
+		}
+	})
 }
