@@ -1,6 +1,7 @@
 # Inside the test machine: open-iscsi discovers a volume of a pool of three nodes, logs in to two of
 # them with mutual CHAP and digests, and dm-multipath puts one disk over both. sg3-utils agree with the
-# standards; xfs and ext4 live on it, and fio and records go on while the node that holds it is killed.
+# standards; xfs and ext4 live on it, it grows under them, and fio, records and PostgreSQL go on while
+# the node that holds it is killed.
 set -euo pipefail
 . "$TOP/deploy/vm/guest/pool.sh"
 mount_pool /dev/vda
@@ -85,9 +86,11 @@ sg_persist --out --clear --param-rk=0x22 "$b" >/dev/null || fail "clear"
 dd if=/dev/zero of="$a" bs=4k count=1 oflag=direct status=none || fail "nobody reserves it and it cannot be written"
 
 phase "multipath"
-size=$(blockdev --getsz "$a")
-dmsetup create mp --table "0 $size multipath 1 queue_if_no_path 1 alua 2 1 \
-round-robin 0 1 1 $(cat /sys/block/"$(basename "$a")"/dev) 1 round-robin 0 1 1 $(cat /sys/block/"$(basename "$b")"/dev) 1"
+paths() {
+	echo "0 $(blockdev --getsz "$a") multipath 1 queue_if_no_path 1 alua 2 1" \
+		"round-robin 0 1 1 $(cat /sys/block/"$(basename "$a")"/dev) 1 round-robin 0 1 1 $(cat /sys/block/"$(basename "$b")"/dev) 1"
+}
+dmsetup create mp --table "$(paths)"
 dmsetup mknodes
 disk=/dev/mapper/mp
 mkfs.xfs -q -f $disk
@@ -101,6 +104,28 @@ mount $disk /mnt/pg
 umount /mnt/pg
 mkfs.ext4 -q -F $disk
 mount $disk /mnt/pg
+
+phase "grow"
+# As docs/ISCSI.md says, with what multipathd does for "resize map" done by hand.
+sizes() { echo "$(blockdev --getsize64 "$a") $(blockdev --getsize64 "$b")"; }
+grown() { [ "$(sizes)" = "$((768 << 20)) $((768 << 20))" ]; }
+g volume resize pg --size 768M >/dev/null
+[ "$(sizes)" = "$((640 << 20)) $((640 << 20))" ] || fail "$(sizes) bytes without being asked: docs/ISCSI.md says otherwise"
+iscsiadm -m session --rescan >/dev/null
+until_true 30 "two larger disks" grown
+paths | dmsetup reload mp
+dmsetup suspend mp
+dmsetup resume mp
+resize2fs $disk >/dev/null 2>&1 || fail "resize2fs"
+[ "$(df --output=size -B1M /mnt/pg | tail -1)" -gt 650 ] || fail "the file system did not grow"
+
+phase "database"
+pg_init /mnt/pg
+pg_start /mnt/pg
+as_postgres "$PGBIN/pgbench" -i -I dtGp -q -s 1 2>/dev/null # G: the server makes the rows, which is twice as fast here
+sql -c 'CREATE TABLE ledger (n bigint PRIMARY KEY)'
+for n in $(seq 1 100000); do echo "INSERT INTO ledger VALUES ($n) RETURNING n;"; done >/tmp/inserts
+
 # Blocks are written and verified, and small files with a number, each named in /out once fsync said yes.
 phase "load"
 fio --name=verify --filename=/mnt/pg/fio --rw=randwrite --bs=4k --size=8M --iodepth=8 --ioengine=libaio --direct=1 \
@@ -117,19 +142,38 @@ verify=$!
 ) &
 records=$!
 answered() { [ "$(wc -l </out/answered)" -gt "$1" ]; }
+# Commits too: those that psql was told of, and pgbench's.
+: >/out/commits
+sql -f /tmp/inserts >>/out/commits &
+commits=$!
+as_postgres "$PGBIN/pgbench" -n -c 2 -T 20 >/tmp/pgbench.log 2>&1 &
+pgbench=$!
+committed() { [ "$(wc -l </out/commits)" -gt "$1" ]; }
 until_true 60 "records" answered 5
+until_true 60 "commits" committed 5
 phase "kill the holder"
-before=$(wc -l </out/answered)
+before=$(wc -l </out/answered) commit=$(wc -l </out/commits)
 kill -KILL "${pids[1]}"
 killed=$SECONDS
 until_true 90 "records after the takeover" answered $((before + 8))
 phase "records again $((SECONDS - killed)) s after the kill"
+until_true 90 "commits after the takeover" committed $((commit + 8))
+wait $pgbench || { cat /tmp/pgbench.log; fail "pgbench met an error"; }
+transactions=$(sed -nE 's/.*actually processed: ([0-9]+).*/\1/p' /tmp/pgbench.log)
+kill -0 $commits || fail "psql met an error"
 touch /tmp/enough
 wait $records
 [ ! -e /out/refused ] || fail "$(cat /out/refused)"
 wait $verify || { cat /tmp/fio.log; fail "fio met an error"; }
 dmsetup status mp
 phase "what was answered"
+kill $commits
+last=$(grep -c . /out/commits)
+[ "$(sql -c "SELECT count(*) FROM ledger WHERE n <= $last")" = "$last" ] || fail "LOST: not all of $last commits are there"
+[ "$(sql -c 'SELECT count(*) FROM pgbench_history')" = "$transactions" ] || fail "LOST: not all of $transactions transactions of pgbench are there"
+echo "database verified: $last commits, $transactions transactions of pgbench"
+pg_stop /mnt/pg
+as_postgres "$PGBIN/pg_checksums" --check -D /mnt/pg/data >/dev/null || fail "pg_checksums"
 umount /mnt/pg
 e2fsck -f -n $disk >/dev/null || fail "e2fsck"
 mount -o ro $disk /mnt/pg
