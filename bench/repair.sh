@@ -31,9 +31,9 @@ g() { "$bin" --dir "$dir/n1" "$@"; }
 health() { g status --json | jq -r ".volumes[] | select(.name == \"$1\") | .health"; }
 left() { g status --json | jq -r '[.volumes[] | select(.name == "data") | .repair.bytes // 0] | add'; }
 await_ok() {
-	for _ in $(seq 600); do
+	for _ in $(seq 200); do
 		[ "$(health data)" = ok ] && return
-		sleep 0.1
+		sleep 0.3 # asking costs the cores something
 	done
 	echo "not redundant after a minute" >&2
 	exit 1

@@ -23,7 +23,7 @@ const (
 	paceFall = 0.7
 	// paceGoal is how many times its undisturbed value the tail of the foreground's
 	// flushes may be, and paceSlack a difference that nobody minds.
-	paceGoal  = 1.7
+	paceGoal  = 1.4
 	paceSlack = 100 * time.Microsecond
 	// paceTail is the quantile that counts: one flush in a hundred may be slower.
 	paceTail = 0.99

@@ -268,7 +268,7 @@ func (v *Volume) copyBatch(ctx context.Context, batch []*lack) {
 		if !slices.ContainsFunc(l.at, func(b *brickRepair) bool { return b.failed() == nil }) {
 			continue
 		}
-		data, err := v.cfg.Extents.Get(ctx, l.Addr)
+		data, err := v.cfg.Extents.GetGently(ctx, l.Addr)
 		if err != nil {
 			if _, still := v.wanted().keep[l.Addr]; still {
 				failAll([]*lack{l}, err)

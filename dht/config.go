@@ -69,6 +69,8 @@ type Config struct {
 	// ProbeEvery is how often a slow brick is read from, or waited for by a put,
 	// to see whether it still is.
 	ProbeEvery time.Duration
+	// Gently runs what nobody waits for, and returns when that has ended. nil: in place.
+	Gently func(func())
 	// OnCorrupt is told of every copy that was found damaged. It must not block.
 	OnCorrupt func(addr ident.Addr, b overlay.BrickRef)
 }
@@ -113,6 +115,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.ProbeEvery == 0 {
 		c.ProbeEvery = ProbeEveryDefault
+	}
+	if c.Gently == nil {
+		c.Gently = atOnce
 	}
 	if c.OnCorrupt == nil {
 		c.OnCorrupt = func(ident.Addr, overlay.BrickRef) {}

@@ -15,7 +15,7 @@ package dht
 
 import "github.com/gabion-storage/gabion/internal/link"
 
-// Calls, all on the bulk connection. message.go has their layouts.
+// Calls: on the bulk connection, and from 0x48 on the gentle one. message.go has their layouts.
 const (
 	typePut    link.Type = 0x40 // extents for one brick; durable when answered
 	typeRead   link.Type = 0x41 // a range of an extent, or all of it
@@ -24,4 +24,8 @@ const (
 	typeStat   link.Type = 0x44 // sizes of extents on a brick
 	typeSeal   link.Type = 0x45 // raises the epoch of a volume on all bricks of a node
 	typeCheck  link.Type = 0x46 // asks a node to verify its copy and replace it if damaged
+
+	// What nobody waits for: copies for a brick that lacks them.
+	typePutGently  link.Type = 0x48 // as put
+	typeReadGently link.Type = 0x49 // as read
 )

@@ -12,7 +12,7 @@ import (
 
 // Layouts. All integers are little-endian; "zero" bytes must be zero.
 //
-//	put      0 brick 16 | 16 volume 16 | 32 epoch 8 | 40 count 4 | 44 gentle 4 (0 or 1)
+//	put      0 brick 16 | 16 volume 16 | 32 epoch 8 | 40 count 4 | 44 zero 4
 //	         48 count * { addr 32 | number 8 | epoch 8 | length 4 | flags 4 (1: relief) }
 //	         then the bytes of all extents, one after another
 //	         answer: empty
@@ -53,7 +53,7 @@ type putRequest struct {
 	brick   ident.BrickID
 	volume  ident.VolumeID
 	epoch   uint64 // of the writer, for fencing
-	gentle  bool   // nobody waits for it
+	gentle  bool   // nobody waits for it; the type of the message says so
 	extents []brick.Extent
 }
 
@@ -64,9 +64,6 @@ func (r *putRequest) head() []byte {
 	copy(b[16:], r.volume[:])
 	le.PutUint64(b[32:], r.epoch)
 	le.PutUint32(b[40:], uint32(len(r.extents)))
-	if r.gentle {
-		le.PutUint32(b[44:], 1)
-	}
 	for _, x := range r.extents {
 		b = append(b, x.Addr[:]...)
 		b = le.AppendUint64(b, x.Number)
@@ -96,11 +93,9 @@ func decodePut(b []byte) (putRequest, error) {
 	copy(r.brick[:], b)
 	copy(r.volume[:], b[16:])
 	r.epoch = le.Uint64(b[32:])
-	gentle := le.Uint32(b[44:])
-	if gentle > 1 {
-		return r, badMessage("put", "gentle is %d", gentle)
+	if z := le.Uint32(b[44:]); z != 0 {
+		return r, badMessage("put", "%#x where zero should be", z)
 	}
-	r.gentle = gentle == 1
 	count := uint64(le.Uint32(b[40:]))
 	if count == 0 || count > PutCountMax || uint64(len(b)) < putHead+count*putEntry {
 		return r, badMessage("put", "%d extents in a message of %d bytes; 1 to %d are possible", count, len(b), PutCountMax)

@@ -45,8 +45,6 @@ func TestMessageGolden(t *testing.T) {
 	relief := put
 	relief.extents = put.extents[1:]
 	put.extents = put.extents[:1]
-	gentle := put
-	gentle.gentle = true
 	del := deleteRequest{mBrick, mVol, 7, []ident.Addr{mAddr}}
 	stat := statRequest{mBrick, []ident.Addr{mAddr}}
 	for name, c := range map[string]struct {
@@ -55,7 +53,6 @@ func TestMessageGolden(t *testing.T) {
 	}{
 		"put":    {encodePut(put), b + v + "0201000000000000 01000000 00000000" + a + "0300000000000000 0400000000000000 03000000 00000000 6f6e65"},
 		"relief": {encodePut(relief), b + v + "0201000000000000 01000000 00000000" + "01" + strings.Repeat("00", 31) + "0500000000000000 0600000000000000 05000000 01000000 736576656e"},
-		"gentle": {encodePut(gentle), b + v + "0201000000000000 01000000 01000000" + a + "0300000000000000 0400000000000000 03000000 00000000 6f6e65"},
 		"read":   {readRequest{mBrick, mAddr, 0x10, 0x20}.encode(), b + a + "1000000000000000 20000000 00000000"},
 		"delete": {del.encode(), b + v + "0700000000000000 01000000 00000000" + a},
 		"list":   {listRequest{mBrick, mVol, brick.Ref{Addr: mAddr, Number: 8, Epoch: 9}, 10}.encode(), b + v + "0800000000000000 0900000000000000" + a + "0a000000 00000000"},

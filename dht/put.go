@@ -101,8 +101,10 @@ func (s *Store) PutTo(ctx context.Context, b overlay.BrickRef, vol ident.VolumeI
 		all[i] = i
 	}
 	p := &put{store: s, volume: vol, epoch: epoch, xs: xs, gentle: true}
+	var err error
 	for _, part := range p.messages(all) {
-		if err := p.send(ctx, b, part); err != nil {
+		s.cfg.Gently(func() { err = p.send(ctx, b, part) })
+		if err != nil {
 			return err
 		}
 	}
@@ -313,7 +315,11 @@ func (s *Store) putThere(ctx context.Context, b overlay.BrickRef, r putRequest) 
 	for i := range r.extents {
 		bufs = append(bufs, r.extents[i].Data)
 	}
-	_, err := s.cfg.Transport.Call(ctx, b.Node, typePut, bufs...)
+	typ := typePut
+	if r.gentle {
+		typ = typePutGently
+	}
+	_, err := s.cfg.Transport.Call(ctx, b.Node, typ, bufs...)
 	return err
 }
 

@@ -56,12 +56,32 @@ func (s *Store) Get(ctx context.Context, addr ident.Addr) ([]byte, error) {
 	return s.getWith(ctx, &tries{store: s, addr: addr})
 }
 
+// GetGently is Get for a copy that nobody waits for.
+func (s *Store) GetGently(ctx context.Context, addr ident.Addr) ([]byte, error) {
+	return s.getWith(ctx, &tries{store: s, addr: addr, gentle: true})
+}
+
 func (s *Store) getWith(ctx context.Context, t *tries) ([]byte, error) {
 	var data []byte
-	fetch := func(ctx context.Context, b overlay.BrickRef) ([]byte, error) { return s.wholeFrom(ctx, b, t.addr) }
+	way := quickly
+	if t.gentle {
+		way = readWay{typeReadGently, s.cfg.Gently}
+	}
+	fetch := func(ctx context.Context, b overlay.BrickRef) (data []byte, err error) {
+		way.run(func() { data, err = s.wholeFrom(ctx, b, t.addr, way) })
+		return data, err
+	}
 	err := s.fromHolders(ctx, len(s.lane(t.addr)), t, fetch, func(got []byte) error { data = got; return nil })
 	return data, err
 }
+
+// readWay is how an extent is read: for somebody who waits, or gently.
+type readWay struct {
+	typ link.Type
+	run func(func())
+}
+
+var quickly = readWay{typeRead, atOnce}
 
 // rangeFrom reads n bytes from off from one brick, unverified.
 func (s *Store) rangeFrom(ctx context.Context, b overlay.BrickRef, addr ident.Addr, off int64, n int) ([]byte, error) {
@@ -102,16 +122,20 @@ func (s *Store) readHere(ctx context.Context, b overlay.BrickRef, read func() ([
 }
 
 // wholeFrom reads a whole extent from one brick and verifies it.
-func (s *Store) wholeFrom(ctx context.Context, b overlay.BrickRef, addr ident.Addr) (data []byte, err error) {
+func (s *Store) wholeFrom(ctx context.Context, b overlay.BrickRef, addr ident.Addr, way readWay) (data []byte, err error) {
 	if b.Node == s.self {
 		l, err := s.brick("dht.read", b.Brick)
 		if err != nil {
 			return nil, err
 		}
-		if data, err = s.readHere(ctx, b, func() ([]byte, error) { return readWhole(l, addr) }); err != nil {
+		data, err = s.readHere(ctx, b, func() (p []byte, err error) {
+			way.run(func() { p, err = readWhole(l, addr) })
+			return p, err
+		})
+		if err != nil {
 			return nil, err
 		}
-	} else if data, err = s.call(ctx, b.Node, typeRead, readRequest{brick: b.Brick, addr: addr}.encode()); err != nil {
+	} else if data, err = s.call(ctx, b.Node, way.typ, readRequest{brick: b.Brick, addr: addr}.encode()); err != nil {
 		return nil, err
 	}
 	if sha256.Sum256(data) != addr && !mutant.On("accept-unverified") {
@@ -166,6 +190,7 @@ type tries struct {
 	// asks for no repairs itself, or nodes with nothing but damaged copies would
 	// ask each other for ever.
 	repairing                   bool
+	gentle                      bool // nobody waits for it
 	tried                       []overlay.BrickRef
 	count                       int
 	absent, corrupt, unanswered int

@@ -12,7 +12,12 @@ import (
 // pool; every length they send is still bounded before it is used.
 func (s *Store) handle() {
 	register(s, typePut, decodePut, func(r putRequest) ([]byte, error) { return nil, s.servePut(r, func() {}) })
-	register(s, typeRead, decodeRead, s.serveRead)
+	register(s, typePutGently, decodePut, func(r putRequest) ([]byte, error) {
+		r.gentle = true
+		return nil, s.servePut(r, func() {})
+	})
+	register(s, typeRead, decodeRead, func(r readRequest) ([]byte, error) { return s.serveRead(r, atOnce) })
+	register(s, typeReadGently, decodeRead, func(r readRequest) ([]byte, error) { return s.serveRead(r, s.cfg.Gently) })
 	register(s, typeDelete, decodeDelete, func(r deleteRequest) ([]byte, error) { return nil, s.serveDelete(r) })
 	register(s, typeList, decodeList, func(r listRequest) ([]byte, error) {
 		page, err := s.serveList(r)
@@ -28,6 +33,9 @@ func (s *Store) handle() {
 	register(s, typeSeal, decodeSeal, func(r sealRequest) ([]byte, error) { return nil, s.serveSeal(r) })
 	register(s, typeCheck, decodeCheck, func(r checkRequest) ([]byte, error) { return nil, s.serveCheck(r) })
 }
+
+// atOnce is how what somebody waits for is run: as Config.Gently, but in place.
+func atOnce(f func()) { f() }
 
 func register[R any](s *Store, typ link.Type, decode func([]byte) (R, error), serve func(R) ([]byte, error)) {
 	s.cfg.Transport.HandleCall(typ, func(_ context.Context, _ ident.NodeID, body []byte) ([]byte, error) {
@@ -54,10 +62,12 @@ func (s *Store) servePut(r putRequest, done func()) error {
 	return l.unlessStalled(func() error {
 		defer done()
 		defer leave()
-		if r.gentle {
-			return l.PutExtentsGently(r.extents)
+		if !r.gentle {
+			return l.PutExtents(r.extents)
 		}
-		return l.PutExtents(r.extents)
+		var err error
+		s.cfg.Gently(func() { err = l.PutExtentsGently(r.extents) })
+		return err
 	})
 }
 
@@ -74,14 +84,16 @@ func (l *localBrick) unlessStalled(f func() error) error {
 	}
 }
 
-func (s *Store) serveRead(r readRequest) ([]byte, error) {
+func (s *Store) serveRead(r readRequest, run func(func())) ([]byte, error) {
 	l, err := s.brick("dht.read", r.brick)
 	if err != nil {
 		return nil, err
 	}
 	got := make(chan []byte, 1)
 	err = l.unlessStalled(func() error {
-		p, err := readRange(l, r)
+		var p []byte
+		var err error
+		run(func() { p, err = readRange(l, r) })
 		got <- p
 		return err
 	})

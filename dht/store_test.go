@@ -276,7 +276,7 @@ func TestPutDoesNotHangWithTheLocalDisk(t *testing.T) {
 	}
 	close(hang)
 	until(t, "the late copy", func() bool { return r.nodes[0].has(xs[0]) })
-	if got, err := r.nodes[0].store.wholeFrom(r.ctx(), r.nodes[0].ref(), xs[0].Addr); err != nil || !bytes.Equal(got, want) {
+	if got, err := r.nodes[0].store.wholeFrom(r.ctx(), r.nodes[0].ref(), xs[0].Addr, quickly); err != nil || !bytes.Equal(got, want) {
 		t.Fatal(err)
 	}
 }
@@ -324,7 +324,7 @@ func TestReadFallsOverFromDamagedLocalCopyAndRepairsIt(t *testing.T) {
 		t.Fatal(err)
 	}
 	until(t, "repair", func() bool { return nd.store.Stats().Repaired == 1 })
-	if got, err := nd.store.wholeFrom(r.ctx(), nd.ref(), x.Addr); err != nil || !bytes.Equal(got, x.Data) {
+	if got, err := nd.store.wholeFrom(r.ctx(), nd.ref(), x.Addr, quickly); err != nil || !bytes.Equal(got, x.Data) {
 		t.Fatalf("still damaged: %v", err)
 	}
 	refs := nd.brick.ListVolume(vol)
@@ -361,7 +361,7 @@ func TestReaderTellsOtherNodeOfItsDamagedCopy(t *testing.T) {
 		t.Fatal(err)
 	}
 	until(t, "repair on the other node", func() bool { return bad.store.Stats().Repaired == 1 })
-	if got, err := reader.store.wholeFrom(r.ctx(), bad.ref(), x.Addr); err != nil || !bytes.Equal(got, x.Data) {
+	if got, err := reader.store.wholeFrom(r.ctx(), bad.ref(), x.Addr, quickly); err != nil || !bytes.Equal(got, x.Data) {
 		t.Fatalf("still damaged: %v", err)
 	}
 }
@@ -430,7 +430,7 @@ func TestReadRefusesBadRanges(t *testing.T) {
 			t.Fatalf("[%d,+%d): %v", c.off, c.n, err)
 		}
 	}
-	if _, err := r.nodes[0].store.serveRead(readRequest{brick: r.nodes[0].brick.ID(), addr: x.Addr, off: 4000, length: 4000}); !fault.Is(err, fault.Invalid) {
+	if _, err := r.nodes[0].store.serveRead(readRequest{brick: r.nodes[0].brick.ID(), addr: x.Addr, off: 4000, length: 4000}, atOnce); !fault.Is(err, fault.Invalid) {
 		t.Fatal(err)
 	}
 }

@@ -71,7 +71,7 @@ func (b *base) Handle(typ Type, h Handler) { b.handlers[typ] = h }
 
 func (b *base) HandleCall(typ Type, h CallHandler) { b.callHandlers[typ] = h }
 
-// OnConnect implements Transport. A node is up when both of its connections
+// OnConnect implements Transport. A node is up when all of its connections
 // are. The calls of f for one node come one after another, in order.
 func (b *base) OnConnect(f func(to ident.NodeID, up bool)) { b.onConnect = append(b.onConnect, f) }
 
@@ -101,7 +101,12 @@ func (b *base) Connected(to ident.NodeID) bool {
 }
 
 func (o *outbound) connected() bool {
-	return o.conns[classMain].Load() != nil && o.conns[classBulk].Load() != nil
+	for i := range o.conns {
+		if o.conns[i].Load() == nil {
+			return false
+		}
+	}
+	return true
 }
 
 // connected makes c the outbound connection of its class.

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/gabion-storage/gabion/internal/fault"
+	"github.com/gabion-storage/gabion/internal/gentle"
 	"github.com/gabion-storage/gabion/internal/ident"
 )
 
@@ -63,7 +64,7 @@ type conn struct {
 func newConn(m *Mesh, t *tls.Conn, w *wire, peer ident.NodeID, cls class) *conn {
 	c := &conn{mesh: m, tls: t, wire: w, max: m.cfg.QueueMax, wake: make(chan struct{}, 1)}
 	c.keep = keepBuffer
-	if cls == classBulk {
+	if cls != classMain {
 		c.keep = keepBulk
 	}
 	c.channel = newChannel(&m.base, peer, cls)
@@ -223,7 +224,11 @@ func (c *conn) writer() {
 			c.end(fault.New(fault.Unavailable, "link.send", c.peer.Short(), err))
 			return
 		}
-		c.drain(true)
+		if c.cls == classGentle {
+			gentle.Run(func() { c.drain(true) })
+		} else {
+			c.drain(true)
+		}
 	}
 }
 
@@ -250,27 +255,53 @@ func (c *conn) run() error {
 	go c.writer()
 	buf := make([]byte, 2*recordMax)
 	n := 0
+	step := func() (err error) {
+		buf, n, err = c.step(buf, n)
+		return err
+	}
 	for {
-		var err error
-		if buf, n, err = c.read(buf, n); err != nil {
-			c.end(fault.New(fault.Unavailable, "link.read", c.peer.Short(), err))
-			break
-		}
-		used, err := c.consume(buf[:n])
+		err := c.gently(step)
 		if err != nil {
 			c.end(err)
 			break
-		}
-		if used > 0 {
-			n = copy(buf, buf[used:n])
-		}
-		if n == 0 && len(buf) > c.keep {
-			buf = make([]byte, 2*recordMax)
 		}
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.reason
+}
+
+// gently runs a step of the reader: on a gentle connection, where it is in nobody's way.
+// A thread is taken only when there is something to do.
+func (c *conn) gently(step func() error) (err error) {
+	if c.cls != classGentle {
+		return step()
+	}
+	if err := c.wire.await(); err != nil {
+		return fault.New(fault.Unavailable, "link.read", c.peer.Short(), err)
+	}
+	gentle.Run(func() { err = step() })
+	return err
+}
+
+// step reads what there is and dispatches the whole frames of it. buf[:n] is what
+// is left of a frame.
+func (c *conn) step(buf []byte, n int) ([]byte, int, error) {
+	buf, n, err := c.read(buf, n)
+	if err != nil {
+		return buf, n, fault.New(fault.Unavailable, "link.read", c.peer.Short(), err)
+	}
+	used, err := c.consume(buf[:n])
+	if err != nil {
+		return buf, n, err
+	}
+	if used > 0 {
+		n = copy(buf, buf[used:n])
+	}
+	if n == 0 && len(buf) > c.keep {
+		buf = make([]byte, 2*recordMax)
+	}
+	return buf, n, nil
 }
 
 // read appends at least one record to buf[:n], and as many more as are at hand

@@ -20,7 +20,9 @@ import (
 	"github.com/gabion-storage/gabion/internal/pki"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("github.com/gabion-storage/gabion/internal/gentle.worker")) // stays for a while
+}
 
 // node is what Mesh and MemoryNode have in common.
 type node interface {
@@ -141,14 +143,21 @@ const (
 	tPong  Type = 0x11
 	tOther Type = 0x12
 	tBulk  Type = 0x40
+	tQuiet Type = 0x48
 )
 
+// everyWay runs f with a usual type, and with one that nobody waits for.
+func everyWay(t *testing.T, f func(t *testing.T, r *rig, typ Type)) {
+	both(t, func(t *testing.T, r *rig) { f(t, r, tPing) })
+	t.Run("gentle", func(t *testing.T) { f(t, meshRig(t), tQuiet) })
+}
+
 func TestMessagesArriveInOrderAndWhole(t *testing.T) {
-	both(t, func(t *testing.T, r *rig) {
+	everyWay(t, func(t *testing.T, r *rig, typ Type) {
 		a, b := r.node(), r.node()
 		const count = 3000
 		next, done := uint64(0), make(chan struct{})
-		b.Handle(tPing, func(from Peer, body []byte, more bool) {
+		b.Handle(typ, func(from Peer, body []byte, more bool) {
 			i := binary.LittleEndian.Uint64(body)
 			if i != next || from.ID() != a.Self() || len(body) != 8+int(i%5000) {
 				t.Errorf("message %d of %d bytes from %v, want %d", i, len(body), from.ID(), next)
@@ -171,7 +180,7 @@ func TestMessagesArriveInOrderAndWhole(t *testing.T) {
 			if i%3 == 0 {
 				send = a.SendLater
 			}
-			if err := send(b.Self(), tPing, head, body); err != nil {
+			if err := send(b.Self(), typ, head, body); err != nil {
 				t.Fatal(err)
 			}
 			clear(head)
@@ -185,7 +194,7 @@ func TestMessagesArriveInOrderAndWhole(t *testing.T) {
 // Long messages go out from where they lie: whatever the socket does not take at
 // once must be a copy, for the sender uses its bytes again.
 func TestLongMessagesKeepTheirPlace(t *testing.T) {
-	both(t, func(t *testing.T, r *rig) {
+	everyWay(t, func(t *testing.T, r *rig, typ Type) {
 		a, b := r.node(), r.node()
 		const count = 60
 		length := func(i int) int {
@@ -195,7 +204,7 @@ func TestLongMessagesKeepTheirPlace(t *testing.T) {
 			return i * 7
 		}
 		next, sent, done := 0, make(chan struct{}), make(chan struct{})
-		b.Handle(tPing, func(_ Peer, body []byte, _ bool) {
+		b.Handle(typ, func(_ Peer, body []byte, _ bool) {
 			<-sent // the socket gets full
 			if len(body) != length(next) {
 				t.Errorf("message %d has %d bytes, want %d", next, len(body), length(next))
@@ -217,7 +226,7 @@ func TestLongMessagesKeepTheirPlace(t *testing.T) {
 				body[k] = byte(i + k/4096)
 			}
 			at := len(body) / 3
-			if err := a.Send(b.Self(), tPing, body[:at:at], nil, body[at:]); err != nil {
+			if err := a.Send(b.Self(), typ, body[:at:at], nil, body[at:]); err != nil {
 				t.Fatal(err)
 			}
 			clear(body)
@@ -351,10 +360,10 @@ func TestCallsCarryResultsAndErrors(t *testing.T) {
 }
 
 func TestManyCallsAtOnce(t *testing.T) {
-	both(t, func(t *testing.T, r *rig) {
+	everyWay(t, func(t *testing.T, r *rig, typ Type) {
 		a, b := r.node(), r.node()
 		var running, most atomic.Int64
-		b.HandleCall(tBulk, func(_ context.Context, _ ident.NodeID, body []byte) ([]byte, error) {
+		b.HandleCall(typ, func(_ context.Context, _ ident.NodeID, body []byte) ([]byte, error) {
 			n := running.Add(1)
 			for m := most.Load(); n > m && !most.CompareAndSwap(m, n); m = most.Load() {
 			}
@@ -367,7 +376,7 @@ func TestManyCallsAtOnce(t *testing.T) {
 			wg.Go(func() {
 				body := bytes.Repeat([]byte{byte(g)}, 100_000)
 				for range 2 {
-					got, err := a.Call(context.Background(), b.Self(), tBulk, body)
+					got, err := a.Call(context.Background(), b.Self(), typ, body)
 					if err != nil || !bytes.Equal(got, body) {
 						t.Errorf("%d bytes, %v", len(got), err)
 					}

@@ -35,19 +35,26 @@ const (
 const typeHello Type = 0x01
 
 // Bulk tells whether a type travels on the bulk connection.
-func (t Type) Bulk() bool { return t >= 0x40 && t <= 0x4f }
+func (t Type) Bulk() bool { return t >= 0x40 && t <= 0x47 }
+
+// Gentle tells whether a type travels on the connection for what nobody waits for.
+func (t Type) Gentle() bool { return t >= 0x48 && t <= 0x4f }
 
 type class uint8
 
 const (
 	classMain class = iota
 	classBulk
+	classGentle
 	classes
 )
 
 func classOf(t Type) class {
-	if t.Bulk() {
+	switch {
+	case t.Bulk():
 		return classBulk
+	case t.Gentle():
+		return classGentle
 	}
 	return classMain
 }
@@ -94,7 +101,7 @@ func size(bufs [][]byte) int {
 
 // hello body: "GBLK", version u16, class u8, zero u8.
 const (
-	helloVersion = 1
+	helloVersion = 2
 	helloSize    = 8
 )
 

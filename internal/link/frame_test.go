@@ -16,7 +16,7 @@ func TestFrameGolden(t *testing.T) {
 	if got := hex.EncodeToString(b); got != "03020100210200008877665544332211" {
 		t.Error(got)
 	}
-	if got := string(appendHello(nil, classBulk)); got != "GBLK\x01\x00\x01\x00" {
+	if got := string(appendHello(nil, classBulk)); got != "GBLK\x02\x00\x01\x00" {
 		t.Errorf("%q", got)
 	}
 	if got := string(appendError(nil, fault.Newf(fault.Busy, "op", "me", "why"))); got != "\x05\x02\x00op\x02\x00mewhy" {

@@ -10,8 +10,8 @@ import (
 )
 
 // Type numbers a message. Ranges belong to packages: 0x01-0x0f link, 0x10-0x1f
-// overlay, 0x20-0x3f quorum, 0x40-0x4f dht (sent on the bulk connection),
-// 0x50-0x5f node control (JSON).
+// overlay, 0x20-0x3f quorum, 0x40-0x4f dht (0x40-0x47 sent on the bulk connection,
+// 0x48-0x4f on the gentle one), 0x50-0x5f node control (JSON).
 type Type uint8
 
 // MessageMax bounds one message body, in bytes. A longer one ends the connection.

@@ -92,6 +92,30 @@ func (w *wire) fill() error {
 	return err
 }
 
+// await waits until there is something to read, and takes nothing of it.
+func (w *wire) await() error {
+	if w.r < w.w {
+		return nil
+	}
+	var err error
+	var one [1]byte
+	if err2 := w.raw.Read(func(fd uintptr) bool {
+		for {
+			_, _, err = syscall.Recvfrom(int(fd), one[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+			switch err {
+			case syscall.EINTR:
+			case syscall.EAGAIN:
+				return false
+			default:
+				return true
+			}
+		}
+	}); err2 != nil {
+		return err2
+	}
+	return err // none at the end of the stream, which the next read tells
+}
+
 // hasRecord tells whether the next Read of tls can be served without waiting.
 func (w *wire) hasRecord() bool {
 	n := w.w - w.r

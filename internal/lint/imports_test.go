@@ -19,8 +19,9 @@ var allowed = []struct {
 	{"internal/fault", nil, ""},
 	{"internal/ident", nil, ""},
 	{"internal/vfs", []string{"internal/fault"}, ""},
+	{"internal/gentle", nil, ""},
 	{"internal/pki", []string{"internal/fault", "internal/ident"}, ""},
-	{"internal/link", []string{"internal/fault", "internal/ident", "internal/pki"}, "links show certificates"},
+	{"internal/link", []string{"internal/fault", "internal/gentle", "internal/ident", "internal/pki"}, "links show certificates"},
 	{"internal/control", []string{"internal/fault", "internal/ident"}, ""},
 	{"overlay/placement", []string{"internal/fault", "internal/ident"}, ""},
 	{"overlay", []string{"internal/ident", "overlay/placement"}, ""},
@@ -119,7 +120,7 @@ var external = map[string][]string{
 	"github.com/hashicorp/raft-boltdb/v2": {"dht/brick"},
 	"go.etcd.io/bbolt":                    {"dht/brick"},          // options of the store below raft-boltdb
 	"github.com/klauspost/compress":       {"dht/extent", "pool"}, // the pool's state must fit into a checkpoint
-	"golang.org/x/sys":                    {"internal/vfs", "internal/link", "internal/node", "overlay/kouncil", "blockdev", "attach/client", "attach", "attach/fuse", "attach/nbdkernel"},
+	"golang.org/x/sys":                    {"internal/vfs", "internal/gentle", "internal/link", "internal/node", "overlay/kouncil", "blockdev", "attach/client", "attach", "attach/fuse", "attach/nbdkernel"},
 	"github.com/hanwen/go-fuse/v2":        {"attach/fuse"},
 	"github.com/vishvananda/netlink":      {"attach/nbdkernel"},
 }

@@ -31,7 +31,9 @@ type CoreConfig struct {
 	Witness   bool // the node votes and keeps no data
 	Boot      uint64
 	Transport link.Transport
-	Bricks    []*brick.Brick
+	// Gently runs what nobody waits for; nil: in place, on the goroutine that asks.
+	Gently func(func())
+	Bricks []*brick.Brick
 	// BrickInfos is what the pool is to know of this node's bricks; nil: Bricks,
 	// leaving once they are broken.
 	BrickInfos func() []overlay.BrickInfo
@@ -85,7 +87,7 @@ func NewCore(cfg CoreConfig) (*Core, error) {
 	kc.Payload, kc.OnPayload = c.pingPayload, c.onPing
 	c.View = kouncil.New(kc)
 	c.Acceptors = quorum.NewAcceptors(quorum.AcceptorsConfig{Transport: cfg.Transport, HolderMayLive: c.View.HolderMayLive, Log: cfg.Log})
-	c.Extents = dht.New(dht.Config{Transport: cfg.Transport, View: c.View, Log: cfg.Log})
+	c.Extents = dht.New(dht.Config{Transport: cfg.Transport, View: c.View, Gently: cfg.Gently, Log: cfg.Log})
 	for _, b := range cfg.Bricks {
 		if err := c.takeBrick(b); err != nil {
 			cancel()

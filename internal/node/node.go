@@ -17,6 +17,7 @@ import (
 	"github.com/gabion-storage/gabion/exporter"
 	"github.com/gabion-storage/gabion/internal/control"
 	"github.com/gabion-storage/gabion/internal/fault"
+	"github.com/gabion-storage/gabion/internal/gentle"
 	"github.com/gabion-storage/gabion/internal/ident"
 	"github.com/gabion-storage/gabion/internal/link"
 	"github.com/gabion-storage/gabion/internal/pki"
@@ -181,7 +182,7 @@ func (n *Node) build(ctx context.Context, out outside) error {
 	}
 	core, err := NewCore(CoreConfig{
 		Pool: n.poolID, Name: n.name, Addr: advertised(n.mesh), Labels: n.labels(out.iscsi), Boot: n.boot, Witness: n.cfg.Witness,
-		Transport: n.mesh, Bricks: n.brickList(), BrickInfos: n.brickInfos, Scrub: n.dir.mem.Scrub,
+		Transport: n.mesh, Gently: gentle.Run, Bricks: n.brickList(), BrickInfos: n.brickInfos, Scrub: n.dir.mem.Scrub,
 		StateFile: n.dir.stateFile(), First: first, PoolName: "gabion",
 		OnPeers: n.mesh.SetPeers, OnBanned: n.mesh.Ban, Log: n.cfg.Log,
 	})
