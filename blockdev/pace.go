@@ -17,13 +17,16 @@ const (
 	// PaceCeiling is beyond any disk.
 	PaceCeiling = 4 << 30
 	paceStart   = 64 << 20
-	// paceRise is added to the rate while nobody is disturbed, or an eighth of it; paceFall
-	// is what is left of it when somebody is.
-	paceRise = 8 << 20
-	paceFall = 0.7
+	// paceRise is the part by which the rate rises in a step while nobody is disturbed (at least
+	// by paceRiseMin), paceGain that by which it falls for each time that as many as
+	// allowed are disturbed too much, and paceFall what is left of it at the least.
+	paceRise    = 0.1
+	paceRiseMin = 4 << 20
+	paceGain    = 0.1
+	paceFall    = 0.7
 	// paceGoal is how many times its undisturbed value the tail of the foreground's
 	// flushes may be, and paceSlack a difference that nobody minds.
-	paceGoal  = 1.4
+	paceGoal  = 1.5
 	paceSlack = 100 * time.Microsecond
 	// paceTail is the quantile that counts: one flush in a hundred may be slower.
 	paceTail = 0.99
@@ -49,8 +52,8 @@ const (
 // Pacer shares out how fast the volumes of a node copy extents: those with the
 // fewest copies first, as fast as the flushes of the foreground bear, within a floor
 // and a ceiling, and not at all while paused. It compares the slowest hundredth of flushes
-// while it copies with that while it does not, and lets the rate rise by steps and fall by
-// a factor. All methods may be called concurrently.
+// while it copies with that while it does not, and changes the rate in proportion to how many
+// flushes take too long. All methods may be called concurrently.
 type Pacer struct {
 	now func() time.Time
 
@@ -97,6 +100,16 @@ func (s *samples) tail() time.Duration {
 	sorted := slices.Clone(s.all)
 	slices.Sort(sorted)
 	return sorted[int(math.Ceil(float64(len(sorted))*paceTail))-1]
+}
+
+// over counts the samples above a limit.
+func (s *samples) over(limit time.Duration) (n int) {
+	for _, d := range s.all {
+		if d > limit {
+			n++
+		}
+	}
+	return n
 }
 
 // turn is a copy that waits to begin.
@@ -270,7 +283,7 @@ func (p *Pacer) adapt() {
 		time.AfterFunc(paceQuiet, p.resume)
 	}
 	if len(p.calm.all) > 0 {
-		p.steer(p.tense.tail(), p.calm.tail())
+		p.steer()
 	}
 	p.judge(now)
 }
@@ -291,14 +304,17 @@ func (p *Pacer) judge(now time.Time) {
 	p.begun = now
 }
 
-// steer compares the tails of the foreground with copies and without.
-func (p *Pacer) steer(tense, calm time.Duration) {
+// steer changes the rate by how many flushes took longer than the tail may be.
+func (p *Pacer) steer() {
+	limit := paceSlack + time.Duration(paceGoal*float64(p.calm.tail()))
+	// As many as may be make 1.
+	over := float64(p.tense.over(limit)) / (float64(len(p.tense.all)) * (1 - paceTail))
 	switch {
-	case float64(tense-paceSlack) > paceGoal*float64(calm):
+	case over > 1:
 		p.fell = true
-		p.rate = max(PaceFloor, p.rate*paceFall)
+		p.rate = max(PaceFloor, p.rate*max(paceFall, 1-paceGain*(over-1)))
 	case p.fell:
-		p.rate = min(PaceCeiling, p.rate+max(paceRise, p.rate/8))
+		p.rate = min(PaceCeiling, p.rate+(1-over)*max(paceRiseMin, paceRise*p.rate))
 	default:
 		p.rate = min(PaceCeiling, 2*p.rate)
 	}
