@@ -51,7 +51,7 @@ func (m *Manager) attach(ctx context.Context, d pool.Volume, a *attached, by cla
 	} else if err == nil {
 		// What Sync was told while there was no volume yet to tell it to.
 		if now, there := m.cfg.Catalog().Volume(d.ID); there {
-			vol.Grow(now.Size)
+			m.keep(vol, now)
 		}
 	}
 	close(a.ready)
@@ -221,6 +221,19 @@ func (m *Manager) outdated(d pool.Volume, atLeast uint64) error {
 		return fault.Newf(fault.Unavailable, "volume attach", d.Name, "those who answered were given up by a forced recovery; the others must answer")
 	}
 	return nil
+}
+
+// keep goes on with an attachment by what the catalog says now. One whose voters were
+// given up by a forced recovery ends: they may come back, and would be a majority that
+// says yes to all that it does.
+func (m *Manager) keep(v *Volume, d pool.Volume) {
+	if quorum.ForcedVersion(d.VotersVersion) > v.log.Members().Version && !mutant.On("hold-given-up") {
+		v.fail(fault.Newf(fault.Fenced, "volume", d.Name, "it was recovered by force, without those who voted for this attachment"))
+		return
+	}
+	if v.Grow(d.Size) {
+		m.recall(v)
+	}
 }
 
 func (m *Manager) volumeConfig(d pool.Volume) Config {

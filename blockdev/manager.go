@@ -420,7 +420,8 @@ func (m *Manager) Detach(id ident.VolumeID, why error) {
 	}
 }
 
-// Sync takes over what changed in the catalog: sizes, and volumes that are gone.
+// Sync takes over what changed in the catalog: sizes, and volumes that are gone or
+// were recovered by force.
 func (m *Manager) Sync(st *pool.State) {
 	m.pace.SetPolicy(st.Policy.RepairPaused, st.Policy.RepairBytesPerSecond)
 	byID := map[ident.VolumeID]pool.Volume{}
@@ -429,9 +430,7 @@ func (m *Manager) Sync(st *pool.State) {
 	}
 	for v := range m.Attached() {
 		if d, ok := byID[v.cfg.ID]; ok {
-			if v.Grow(d.Size) {
-				m.recall(v)
-			}
+			m.keep(v, d)
 		} else if st.IsDeleted(v.cfg.ID) {
 			go m.Detach(v.cfg.ID, fault.Newf(fault.NotFound, "volume", v.cfg.Name, "it was deleted"))
 		}

@@ -11,6 +11,7 @@ var All = []Mutation{
 	{Name: "forget-tail", In: "blockdev", Breaks: "reconciliation takes extents that only the log names for garbage", Tests: []string{"TestExtentsOfTheLogSurviveTheirHolder"}, Whole: 7, Only: "kill,takeover"},
 	{Name: "free-before-commit", In: "blockdev", Breaks: "dead extents are deleted before the checkpoint is chosen", Tests: []string{"TestNothingIsFreedBeforeTheCheckpointIsChosen"}},
 	{Name: "free-snapshot-block", In: "blockdev", Breaks: "what is overwritten is freed though a snapshot names it", Tests: []string{"TestSnapshotsMatchArrays", "TestDeletedSnapshotEndsItsSessions"}},
+	{Name: "hold-given-up", In: "blockdev", Breaks: "a holder goes on with voters that a forced recovery gave up", Tests: []string{"internal/sim.TestHolderEndsWhenItsVotersAreGivenUp"}},
 	{Name: "lease-ignored", In: "blockdev", Breaks: "reads are answered without a lease", Tests: []string{"TestReadsNeedALease", "internal/sim.TestTakeoverFromAnIsolatedHolder"}},
 	{Name: "lose-zero", In: "blockdev", Breaks: "zeroing is not applied on replay", Tests: []string{"TestVolumeMatchesFlatArray", "TestZeroingSurvivesTheHolder"}, Whole: 3, Only: "takeover,kill"},
 	{Name: "no-relief", In: "blockdev", Breaks: "a tail that does not fit is not folded in parts", Tests: []string{"TestTrimMakesRoomOnFullBricks"}},

@@ -3,7 +3,6 @@ package node
 import (
 	"context"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/gabion-storage/gabion/internal/control"
@@ -30,7 +29,7 @@ func (n *Node) ExplainVolume(ctx context.Context, name string) (*control.Explana
 	e := &control.Explanation{Volume: *v}
 	sctx, cancel := context.WithTimeout(ctx, surveyMax)
 	defer cancel()
-	found, err := quorum.Survivors(sctx, n.mesh, n.everybody(known(d)), ident.MapBlock(d.ID))
+	found, err := n.VolumeSurvivors(sctx, d)
 	if err != nil && !fault.Is(err, fault.NotFound) {
 		return nil, err
 	}
@@ -51,17 +50,6 @@ func (n *Node) ExplainVolume(ctx context.Context, name string) (*control.Explana
 	}
 	e.Findings = append(e.Findings, n.shortage(d, v)...)
 	return e, nil
-}
-
-// everybody is first and then all other nodes of the pool.
-func (n *Node) everybody(first []ident.NodeID) []ident.NodeID {
-	out := slices.Clone(first)
-	for _, r := range n.Pool.State().Nodes {
-		if !slices.Contains(out, r.ID) {
-			out = append(out, r.ID)
-		}
-	}
-	return out
 }
 
 // membersOf is the newest configuration that was found, without learners, or the
@@ -171,37 +159,24 @@ func (n *Node) RecoverVolume(ctx context.Context, name string, q control.Recover
 	if !q.DryRun && q.Confirm != name {
 		return nil, fault.Newf(fault.Invalid, op, name, "this may lose data: confirm it with the volume's name")
 	}
-	nodes := n.everybody(known(d))
-	group := ident.MapBlock(d.ID)
-	found, err := quorum.Survivors(ctx, n.mesh, nodes, group)
+	found, err := n.VolumeSurvivors(ctx, d)
 	if err != nil {
 		return nil, err
+	}
+	if !q.DryRun {
+		if done, err := n.FinishForced(ctx, d, found); done || err != nil {
+			return &control.Recovered{Done: done, MayBeLost: "no more than by the recovery of which the pool did not know yet"}, err
+		}
 	}
 	out, from, voters, err := n.planRecovery(op, name, found, q.From, d.Replicas)
 	if err != nil || q.DryRun {
 		return out, err
 	}
-	// The record comes first, and needs the pool.
-	if ss, err := n.Pool.Survivors(ctx); err != nil || !quorum.Quorate(ss) {
-		return nil, fault.Newf(fault.Unavailable, op, name, "the pool's own quorum is gone; first: gabion pool recover")
+	r, err := n.ForceVolume(ctx, d, from, voters, pool.Audit{When: time.Now().Unix(), Node: n.Self, What: op, Subject: name,
+		Detail: fmt.Sprintf("from %s, slot %d kept, %d seen, voters %v", out.From, out.Kept, out.Seen, out.Voters)})
+	if r.Config.Version > 0 {
+		out.Kept, out.Seen, out.Done = r.Kept, r.Seen, true
 	}
-	audit := pool.Audit{When: time.Now().Unix(), Node: n.Self, What: op, Subject: name,
-		Detail: fmt.Sprintf("from %s, slot %d kept, %d seen, voters %v", out.From, out.Kept, out.Seen, out.Voters)}
-	if err := n.Pool.Submit(ctx, pool.Command{Audit: &audit}); err != nil {
-		return nil, err
-	}
-	n.cfg.Log.Error("a volume's quorum is replaced by an operator's word", "volume", name, "from", out.From, "voters", out.Voters)
-	r, err := quorum.Recover(ctx, n.mesh, nodes, group, from, voters, n.boot)
-	if err != nil {
-		return nil, err
-	}
-	var ids []ident.NodeID
-	for _, m := range r.Config.Members {
-		ids = append(ids, m.Node)
-	}
-	// From here on nobody who looks into the catalog opens it with the old members.
-	err = n.Pool.Submit(ctx, pool.Command{SetVoters: &pool.SetVoters{ID: d.ID, Voters: ids, Version: r.Config.Version}})
-	out.Kept, out.Seen, out.Done = r.Kept, r.Seen, true
 	return out, err
 }
 
@@ -234,27 +209,16 @@ func (n *Node) planRecovery(op, name string, found []quorum.Survivor, want strin
 	if quorum.Quorate(found) {
 		return out, quorum.Member{}, nil, fault.Newf(fault.Conflict, op, name, "a majority of the voters answers: nothing is to be forced")
 	}
-	best := -1
-	for i, s := range found {
-		c := n.copyOf(s.Member, found)
-		out.Survivors = append(out.Survivors, c)
+	for _, s := range found {
+		out.Survivors = append(out.Survivors, n.copyOf(s.Member, found))
 		out.Seen = max(out.Seen, s.Last)
-		if best < 0 && !s.Witness && (want == "" || c.Node == want) {
-			best = i
-		}
 	}
+	best, voters := ChooseSurvivor(found, func(s quorum.Survivor) bool { return want == "" || n.describe(s.Member.Node).Name == want }, most)
 	if best < 0 {
 		return out, quorum.Member{}, nil, fault.Newf(fault.NotFound, op, name, "no copy with data answers%s; there is nothing to go on from", map[bool]string{true: " on " + want}[want != ""])
 	}
 	from := found[best].Member
-	voters := []quorum.Member{from}
 	out.From, out.Kept = out.Survivors[best].Node, found[best].Last
-	for _, s := range found {
-		taken := slices.ContainsFunc(voters, func(m quorum.Member) bool { return m.Node == s.Member.Node })
-		if !taken && !s.Witness && len(voters) < most {
-			voters = append(voters, s.Member)
-		}
-	}
 	for _, m := range voters {
 		out.Voters = append(out.Voters, n.describe(m.Node).Name)
 	}

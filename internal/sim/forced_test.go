@@ -73,3 +73,34 @@ func givenUp(t *testing.T, alone bool) {
 	s, _ = open(t, ctx, a)
 	mustHave(t, ctx, s, 0, 2)
 }
+
+// TestHolderEndsWhenItsVotersAreGivenUp goes on by force with a volume that has a
+// holder, which waits for its voters. They may come back and would say yes to all that
+// it does, so it ends when it hears of the recovery, whoever else it hears.
+func TestHolderEndsWhenItsVotersAreGivenUp(t *testing.T) {
+	t.Parallel()
+	ctx, c := start(t, 1)
+	a, b, survivor := c.Nodes[0], c.Nodes[1], c.Nodes[2]
+	s, gone := open(t, ctx, a)
+	mustPut(t, s, 0, 1, true)
+	d := c.present().Volumes[0]
+	c.Net.Isolate(a.ID)
+	b.Kill(true)
+	third := quorum.Member{Node: survivor.ID, Brick: survivor.Brick(), Role: quorum.Voter}
+	rctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	r, err := quorum.Recover(rctx, survivor.link, []ident.NodeID{survivor.ID}, ident.MapBlock(d.ID), third, []quorum.Member{third}, survivor.boot)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.publish(ctx, pool.Command{ID: pool.NewCommandID(), SetVoters: &pool.SetVoters{
+		ID: d.ID, Voters: []ident.NodeID{survivor.ID}, Version: r.Config.Version}}); err != nil {
+		t.Fatal(err)
+	}
+	a.Manager.Sync(c.present())
+	select {
+	case <-gone:
+	case <-time.After(10 * time.Second):
+		t.Fatal("the holder goes on")
+	}
+}
