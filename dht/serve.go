@@ -47,15 +47,21 @@ func register[R any](s *Store, typ link.Type, decode func([]byte) (R, error), se
 	})
 }
 
+// enter finds a brick of this node for a change by a holder of that epoch, which is
+// not fenced off before leave is called.
+func (s *Store) enter(op string, brick ident.BrickID, v ident.VolumeID, epoch uint64) (l *localBrick, leave func(), err error) {
+	if l, err = s.brick(op, brick); err != nil {
+		return nil, nil, err
+	}
+	leave, err = l.fences.enter(v, epoch)
+	return l, leave, err
+}
+
 // servePut stores a batch, durable on return. The brick checks every extent
 // against its address before it writes, but for what this node has just hashed.
 // done is called when the disk has let go of the bytes; not if it was not asked.
 func (s *Store) servePut(r putRequest, done func()) error {
-	l, err := s.brick("dht.put", r.brick)
-	if err != nil {
-		return err
-	}
-	leave, err := l.fences.enter(r.volume, r.epoch)
+	l, leave, err := s.enter("dht.put", r.brick, r.volume, r.epoch)
 	if err != nil {
 		return err
 	}
@@ -137,11 +143,7 @@ func readWhole(l *localBrick, addr ident.Addr) ([]byte, error) {
 }
 
 func (s *Store) serveDelete(r deleteRequest) error {
-	l, err := s.brick("dht.delete", r.brick)
-	if err != nil {
-		return err
-	}
-	leave, err := l.fences.enter(r.volume, r.epoch)
+	l, leave, err := s.enter("dht.delete", r.brick, r.volume, r.epoch)
 	if err != nil {
 		return err
 	}

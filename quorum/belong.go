@@ -47,28 +47,12 @@ func (a *Acceptors) doubting() {
 	}
 }
 
-// belongLoop looks at doubted copies until ctx ends. It has no timer while all
-// copies are clear.
+// belongLoop looks at doubted copies until ctx ends, some time after a doubt: what is
+// being fed will have been heard of by then.
 func (a *Acceptors) belongLoop(ctx context.Context) {
-	timer := time.NewTimer(a.belongDelay)
-	timer.Stop()
-	defer timer.Stop()
-	armed := false
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-a.doubts:
-			if !armed { // what is being fed will have been heard of by then
-				timer.Reset(a.belongDelay)
-				armed = true
-			}
-		case <-timer.C:
-			if armed = a.belongAll(ctx); armed {
-				timer.Reset(a.belongDelay)
-			}
-		}
-	}
+	rounds(ctx, a.doubts, a.belongDelay, func(late bool) (left bool) {
+		return !late || a.belongAll(ctx)
+	})
 }
 
 // belongAll asks for every doubted copy that no holder feeds. It reports whether

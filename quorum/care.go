@@ -63,7 +63,13 @@ func (a *Acceptors) Run(ctx context.Context) {
 	defer belonging.Wait()
 	belonging.Go(func() { a.belongLoop(ctx) })
 	defer a.over.Store(true)
-	timer := time.NewTimer(a.delay)
+	rounds(ctx, a.wake, a.delay, a.tend)
+}
+
+// rounds calls work until ctx ends: with false at every wake, and with true after
+// delay for as long as something is left. It has no timer while nothing is.
+func rounds(ctx context.Context, wake <-chan struct{}, delay time.Duration, work func(late bool) (left bool)) {
+	timer := time.NewTimer(delay)
 	timer.Stop()
 	defer timer.Stop()
 	armed := false
@@ -71,17 +77,14 @@ func (a *Acceptors) Run(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-a.wake:
-			if !armed && a.tend(false) {
-				timer.Reset(a.delay)
+		case <-wake:
+			if work(false) && !armed {
+				timer.Reset(delay)
 				armed = true
-			} else if armed {
-				a.tend(false)
 			}
 		case <-timer.C:
-			armed = a.tend(true)
-			if armed {
-				timer.Reset(a.delay)
+			if armed = work(true); armed {
+				timer.Reset(delay)
 			}
 		}
 	}

@@ -170,18 +170,26 @@ func appendRuns(b []byte, runs []paxos.Run) []byte {
 	return b
 }
 
+// decodeCount reads how many values of size bytes follow, all of which are there.
+func decodeCount(b []byte, size int) (n int, rest []byte, err error) {
+	if len(b) < 4 {
+		return 0, nil, errShort
+	}
+	n, rest = int(binary.LittleEndian.Uint32(b)), b[4:]
+	switch {
+	case n > paxos.RunsMax:
+		return 0, nil, errLong
+	case len(rest) < n*size:
+		return 0, nil, errShort
+	}
+	return n, rest, nil
+}
+
 // decodeRuns reads ascending runs.
 func decodeRuns(b []byte) (runs []paxos.Run, rest []byte, err error) {
-	if len(b) < 4 {
-		return nil, nil, errShort
-	}
-	n := int(binary.LittleEndian.Uint32(b))
-	b = b[4:]
-	if n > paxos.RunsMax {
-		return nil, nil, errLong
-	}
-	if len(b) < n*runSize {
-		return nil, nil, errShort
+	n, b, err := decodeCount(b, runSize)
+	if err != nil {
+		return nil, nil, err
 	}
 	last := uint64(0)
 	for ; n > 0; n-- {
@@ -208,16 +216,9 @@ func appendCuts(b []byte, cuts []paxos.Cut) []byte {
 
 // decodeCuts reads a staircase: ballots and slots ascend.
 func decodeCuts(b []byte) (cuts []paxos.Cut, rest []byte, err error) {
-	if len(b) < 4 {
-		return nil, nil, errShort
-	}
-	n := int(binary.LittleEndian.Uint32(b))
-	b = b[4:]
-	if n > paxos.RunsMax {
-		return nil, nil, errLong
-	}
-	if len(b) < n*cutSize {
-		return nil, nil, errShort
+	n, b, err := decodeCount(b, cutSize)
+	if err != nil {
+		return nil, nil, err
 	}
 	for i := range n {
 		c := paxos.Cut{Ballot: paxos.DecodeBallot(b), Slot: binary.LittleEndian.Uint64(b[paxos.BallotSize:])}
