@@ -202,6 +202,9 @@ func (f *fold) install(st *extentmap.State) []ident.Addr {
 		v.mapGen++
 	}
 	v.foldFrom = f.to + 1
+	if mutant.On("fold-too-far") {
+		v.foldFrom = v.log.Next()
+	}
 	for _, n := range f.fromTail {
 		delete(v.loose, n)
 	}

@@ -126,6 +126,9 @@ func (v *Volume) dropSurplus(ctx context.Context, version uint64) (all bool) {
 			if v.cfg.View.TableVersion() != version {
 				return false
 			}
+			if mutant.On("keep-surplus") {
+				drop = nil
+			}
 			if len(drop) > 0 && v.cfg.Extents.DeleteAt(ctx, b, v.cfg.ID, v.epoch, drop) != nil {
 				ok = false
 			}

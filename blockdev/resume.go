@@ -5,6 +5,7 @@ import (
 
 	"github.com/gabion-storage/gabion/internal/fault"
 	"github.com/gabion-storage/gabion/internal/ident"
+	"github.com/gabion-storage/gabion/internal/mutant"
 	"github.com/gabion-storage/gabion/quorum"
 	"github.com/gabion-storage/gabion/target"
 )
@@ -98,6 +99,11 @@ func (m *Manager) Resume(ctx context.Context, name, peer string, c target.Client
 		}
 		for _, r := range rivals {
 			r.known.end()
+		}
+		if mutant.On("resume-at-once") {
+			s, gone := m.enter(a, peer, c)
+			m.mu.Unlock()
+			return s, gone, nil
 		}
 		m.mu.Unlock()
 		for _, r := range rivals {

@@ -75,6 +75,9 @@ func (v *Volume) stall(n int) bool {
 	if v.err != nil || v.frozen == nil {
 		return false
 	}
+	if mutant.On("wait-for-checkpoint") {
+		return true
+	}
 	return v.active.Bytes()+v.frozen.Bytes()+int64(n) > v.cfg.TailBytes
 }
 
@@ -93,6 +96,9 @@ func (v *Volume) appendWrite(p []byte, block uint64) (slot uint64, err error) {
 	for len(p) > 0 {
 		n := min(len(p), inlineBytesMax)
 		body := v.active.Alloc(entryHead + n)
+		if mutant.On("heap-for-each") {
+			body = make([]byte, entryHead+n)
+		}
 		putEntryHead(body, opWrite, block, uint64(n/BlockSize))
 		copy(body[entryHead:], p[:n])
 		if slot, err = v.log.Propose(quorum.EntryData, body); err != nil {
@@ -178,7 +184,7 @@ func (v *Volume) Flush(done func(error)) {
 	if v.pend.durableMark() < slot {
 		v.log.Sync(slot)
 	}
-	v.pend.add(slot, true, done)
+	v.pend.add(slot, !mutant.On("flush-received"), done)
 	if !v.ticking.Load() {
 		v.touch()
 	}

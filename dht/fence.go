@@ -6,6 +6,7 @@ import (
 
 	"github.com/gabion-storage/gabion/internal/fault"
 	"github.com/gabion-storage/gabion/internal/ident"
+	"github.com/gabion-storage/gabion/internal/mutant"
 )
 
 // fences keeps for each volume the highest epoch that one brick has met. A
@@ -96,10 +97,16 @@ func (s *fences) load(f *fence, v ident.VolumeID) error {
 func (s *fences) raise(v ident.VolumeID, epoch uint64) error {
 	f := s.take(v)
 	defer s.give(f)
-	f.mu.Lock()
-	defer f.mu.Unlock()
+	if !mutant.On("seal-at-once") {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+	}
 	if err := s.load(f, v); err != nil {
 		return err
+	}
+	if epoch < f.floor && mutant.On("old-epoch-enters") {
+		f.floor = epoch
+		return nil
 	}
 	if epoch < f.floor {
 		return fencedBy(v, epoch, f.floor)

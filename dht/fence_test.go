@@ -85,13 +85,20 @@ func TestSealWaitsForOldPuts(t *testing.T) {
 	}
 	sealed := make(chan error, 1)
 	go func() { sealed <- l.fences.raise(vol, 2) }()
-	// The seal waits on the lock, which has no event to wait for; that it has not
-	// ended while the put is under way is checked at the very end of the put.
-	select {
-	case err := <-sealed:
-		t.Fatalf("sealed while a put of the old epoch runs: %v", err)
-	default:
-	}
+	f := l.fences.take(vol)
+	defer l.fences.give(f)
+	until(t, "the seal is at the lock", func() bool {
+		select {
+		case err := <-sealed:
+			t.Fatalf("sealed while a put of the old epoch runs: %v", err)
+		default:
+		}
+		free := f.mu.TryRLock() // not while somebody waits to lock it for writing
+		if free {
+			f.mu.RUnlock()
+		}
+		return !free
+	})
 	leave()
 	if err := <-sealed; err != nil {
 		t.Fatal(err)

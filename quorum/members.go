@@ -36,6 +36,12 @@ func (p *Proposer) Join(ctx context.Context, m Member) error {
 // Replace puts m in the place of old, in one step: there are never fewer voters
 // than before. Success if that has been done before.
 func (p *Proposer) Replace(ctx context.Context, old, m Member) error {
+	if mutant.On("shrink-first") {
+		if err := p.change(ctx, "quorum.replace", &old, nil); err != nil {
+			return err
+		}
+		return p.change(ctx, "quorum.replace", nil, &m)
+	}
 	return p.change(ctx, "quorum.replace", &old, &m)
 }
 

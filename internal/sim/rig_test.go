@@ -17,8 +17,14 @@ import (
 	"github.com/gabion-storage/gabion/target"
 )
 
-// patience bounds every wait of a test for something that must happen.
-const patience = 60 * time.Second
+// patience bounds every wait of a test for something that must happen. It is never waited
+// for in vain, but in tests with deliberate defects.
+var patience = func() time.Duration {
+	if d, err := time.ParseDuration(os.Getenv("GABION_TEST_PATIENCE")); err == nil {
+		return d
+	}
+	return 60 * time.Second
+}()
 
 // eachSeed runs f for the seeds 1..few in parallel, or for GABION_SIM_SEED
 // alone, or for fresh seeds one after the other for GABION_SIM_SECONDS. The time

@@ -17,6 +17,7 @@ import (
 
 	"github.com/gabion-storage/gabion/internal/ident"
 	"github.com/gabion-storage/gabion/internal/link"
+	"github.com/gabion-storage/gabion/internal/mutant"
 	"github.com/gabion-storage/gabion/overlay"
 	"github.com/gabion-storage/gabion/overlay/placement"
 )
@@ -229,6 +230,9 @@ func (k *Kouncil) onPong(from link.Peer, body []byte, _ bool) {
 				p.gaps++
 			}
 			p.ponged, p.rtt = sent, now-sent
+			if mutant.On("lease-from-answer") {
+				p.ponged = now
+			}
 		}
 	}
 	k.mu.Unlock()

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/gabion-storage/gabion/internal/ident"
+	"github.com/gabion-storage/gabion/internal/mutant"
 	"github.com/gabion-storage/gabion/overlay"
 )
 
@@ -145,6 +146,12 @@ func (k *Kouncil) HolderMayLive(id ident.NodeID) bool {
 	k.mu.RLock()
 	defer k.mu.RUnlock()
 	last := k.start
+	if mutant.On("fresh-start-lets-in") {
+		last = never
+	}
+	if p := k.peers[id]; mutant.On("holder-for-ever") && (p == nil || p.heard == never) {
+		return true
+	}
 	if p := k.peers[id]; p != nil && p.heard > last {
 		last = p.heard
 	}

@@ -1,0 +1,11 @@
+//go:build mutate
+
+package extent
+
+import (
+	"testing"
+
+	"github.com/gabion-storage/gabion/internal/mutant/catch"
+)
+
+func TestMutationsAreCaught(t *testing.T) { catch.All(t, "dht/extent") }
