@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -226,6 +227,20 @@ func (c *Conn[S]) Begin(session S) {
 
 // Stopping tells whether the server is shutting down.
 func (s *Server[S]) Stopping() bool { return s.stop.Load() }
+
+// EndOfInput explains an error of reading: ErrDrain if the server is shutting down, io.EOF
+// if the client left between two requests, io.ErrUnexpectedEOF if it left within one.
+func (s *Server[S]) EndOfInput(err error, between bool) error {
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded) && s.Stopping():
+		return ErrDrain
+	case errors.Is(err, io.EOF) && between:
+		return io.EOF
+	case errors.Is(err, io.EOF):
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
 
 // Stop closes the listeners. Connections go on.
 func (s *Server[S]) Stop() {

@@ -131,24 +131,18 @@ func (c Config) normal() (Config, error) {
 	if c.Offer == (login.Offer{}) {
 		c.Offer = login.DefaultOffer()
 	}
-	for _, f := range []struct {
-		name string
-		v    *time.Duration
-		def  time.Duration
-	}{
-		{"LoginTimeout", &c.LoginTimeout, 15 * time.Second},
-		{"ReinstateMax", &c.ReinstateMax, 30 * time.Second},
-		{"StallTimeout", &c.StallTimeout, 2 * time.Minute},
-		{"PingInterval", &c.PingInterval, time.Minute},
-		{"PingTimeout", &c.PingTimeout, 30 * time.Second},
-		{"LogoutTimeout", &c.LogoutTimeout, 2 * time.Second},
-	} {
-		if *f.v == 0 {
-			*f.v = f.def
-		}
-		if *f.v < 0 {
-			return bad(f.name, "%v is negative", *f.v)
-		}
+	if err := edge.SetTimes("iscsi.config",
+		edge.Time{Name: "LoginTimeout", Value: &c.LoginTimeout, Default: 15 * time.Second},
+		edge.Time{Name: "ReinstateMax", Value: &c.ReinstateMax, Default: 30 * time.Second},
+		edge.Time{Name: "StallTimeout", Value: &c.StallTimeout, Default: 2 * time.Minute},
+		edge.Time{Name: "PingInterval", Value: &c.PingInterval, Default: time.Minute},
+		edge.Time{Name: "PingTimeout", Value: &c.PingTimeout, Default: 30 * time.Second},
+		edge.Time{Name: "LogoutTimeout", Value: &c.LogoutTimeout, Default: 2 * time.Second},
+	); err != nil {
+		return c, err
+	}
+	if err := edge.SetMemory("iscsi.config", &c.BytesMax, &c.MemoryMax, 2*scsi.TransferMax); err != nil {
+		return c, err
 	}
 	if c.ConnectionsMax == 0 {
 		c.ConnectionsMax = 1024
@@ -156,21 +150,11 @@ func (c Config) normal() (Config, error) {
 	if c.CommandsMax == 0 {
 		c.CommandsMax = 128
 	}
-	if c.BytesMax == 0 {
-		c.BytesMax = 64 << 20
-	}
-	if c.MemoryMax == 0 {
-		c.MemoryMax = max(1<<30, c.BytesMax)
-	}
 	switch {
 	case c.ConnectionsMax < 1 || c.ConnectionsMax > 65535:
 		return bad("ConnectionsMax", "%d is not in 1 to 65535", c.ConnectionsMax)
 	case c.CommandsMax < 1 || c.CommandsMax > 4096:
 		return bad("CommandsMax", "%d is not in 1 to 4096", c.CommandsMax)
-	case c.BytesMax < 2*scsi.TransferMax:
-		return bad("BytesMax", "%d is less than %d", c.BytesMax, 2*scsi.TransferMax)
-	case c.MemoryMax < c.BytesMax:
-		return bad("MemoryMax", "%d is less than BytesMax", c.MemoryMax)
 	case c.Offer.RecvMax < 512 || c.Offer.RecvMax > recvMax:
 		return bad("Offer", "a MaxRecvDataSegmentLength of %d is not in 512 to %d", c.Offer.RecvMax, recvMax)
 	}

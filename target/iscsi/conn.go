@@ -176,17 +176,10 @@ func (c *conn) readError(err error, between bool) error {
 	c.Lock()
 	leaving := c.leaving
 	c.Unlock()
-	switch {
-	case errors.Is(err, os.ErrDeadlineExceeded) && leaving:
+	if leaving && errors.Is(err, os.ErrDeadlineExceeded) {
 		return errLogout
-	case errors.Is(err, os.ErrDeadlineExceeded) && c.srv.conns.Stopping():
-		return edge.ErrDrain
-	case errors.Is(err, io.EOF) && between:
-		return io.EOF
-	case errors.Is(err, io.EOF):
-		return io.ErrUnexpectedEOF
 	}
-	return err
+	return c.srv.conns.EndOfInput(err, between)
 }
 
 // Kick implements edge.Owner.

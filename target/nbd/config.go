@@ -84,6 +84,7 @@ type Config struct {
 	Observe func(cmd string, bytes int, d time.Duration, err error)
 }
 
+// bytesMaxMin is the longest request and what lies around it.
 const bytesMaxMin = proto.PayloadMax + BytesFree
 
 // normal fills in defaults and refuses what cannot work, with kind Invalid.
@@ -97,21 +98,15 @@ func (c Config) normal() (Config, error) {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	for _, f := range []struct {
-		name string
-		v    *time.Duration
-		def  time.Duration
-	}{
-		{"HandshakeTimeout", &c.HandshakeTimeout, 10 * time.Second},
-		{"OpenTimeout", &c.OpenTimeout, 30 * time.Second},
-		{"StallTimeout", &c.StallTimeout, 2 * time.Minute},
-	} {
-		if *f.v == 0 {
-			*f.v = f.def
-		}
-		if *f.v < 0 {
-			return c, fault.Newf(fault.Invalid, "nbd.config", f.name, "%v is negative", *f.v)
-		}
+	if err := edge.SetTimes("nbd.config",
+		edge.Time{Name: "HandshakeTimeout", Value: &c.HandshakeTimeout, Default: 10 * time.Second},
+		edge.Time{Name: "OpenTimeout", Value: &c.OpenTimeout, Default: 30 * time.Second},
+		edge.Time{Name: "StallTimeout", Value: &c.StallTimeout, Default: 2 * time.Minute},
+	); err != nil {
+		return c, err
+	}
+	if err := edge.SetMemory("nbd.config", &c.BytesMax, &c.MemoryMax, bytesMaxMin); err != nil {
+		return c, err
 	}
 	if c.ConnectionsMax == 0 {
 		c.ConnectionsMax = 1024
@@ -119,22 +114,11 @@ func (c Config) normal() (Config, error) {
 	if c.RequestsMax == 0 {
 		c.RequestsMax = 256
 	}
-	if c.BytesMax == 0 {
-		c.BytesMax = 64 << 20
-	}
-	if c.MemoryMax == 0 {
-		c.MemoryMax = max(1<<30, c.BytesMax)
-	}
 	switch {
 	case c.ConnectionsMax < 1:
 		return c, fault.Newf(fault.Invalid, "nbd.config", "ConnectionsMax", "%d is less than 1", c.ConnectionsMax)
 	case c.RequestsMax < 1:
 		return c, fault.Newf(fault.Invalid, "nbd.config", "RequestsMax", "%d is less than 1", c.RequestsMax)
-	case c.BytesMax < bytesMaxMin:
-		return c, fault.Newf(fault.Invalid, "nbd.config", "BytesMax",
-			"%d is less than %d, the longest request", c.BytesMax, bytesMaxMin)
-	case c.MemoryMax < c.BytesMax:
-		return c, fault.Newf(fault.Invalid, "nbd.config", "MemoryMax", "%d is less than BytesMax", c.MemoryMax)
 	}
 	return c, nil
 }

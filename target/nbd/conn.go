@@ -5,7 +5,6 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"os"
 	"sync/atomic"
 
 	"github.com/gabion-storage/gabion/internal/fault"
@@ -152,23 +151,9 @@ func (c *conn) fill(n int, between bool) error {
 	}
 	err := c.Fill(n)
 	if err != nil {
-		return c.readError(err, between && len(c.Input()) == 0)
+		return c.srv.conns.EndOfInput(err, between && len(c.Input()) == 0)
 	}
 	return nil
-}
-
-// readError explains why there is no more input. between says that the input
-// so far ended with a whole request.
-func (c *conn) readError(err error, between bool) error {
-	switch {
-	case errors.Is(err, os.ErrDeadlineExceeded) && c.srv.conns.Stopping():
-		return edge.ErrDrain
-	case errors.Is(err, io.EOF) && between:
-		return io.EOF
-	case errors.Is(err, io.EOF):
-		return io.ErrUnexpectedEOF
-	}
-	return err
 }
 
 // Kick implements edge.Owner.

@@ -62,7 +62,7 @@ func (c *conn) check(r proto.Request) (proto.Errno, string) {
 func (c *conn) reject(r proto.Request, e proto.Errno, why string) error {
 	c.held.Add(-c.reserved(r))
 	if err := c.Skip(int(r.Payload(c.style))); err != nil {
-		return c.readError(err, false)
+		return c.srv.conns.EndOfInput(err, false)
 	}
 	c.refuse(e, r, why)
 	return nil
@@ -140,7 +140,7 @@ func (c *conn) write(q *request, fua bool) error {
 	for at := 0; at < q.n; {
 		p := b.B[:min(ChunkMax, q.n-at)]
 		if err := c.ReadFull(p); err != nil {
-			err = c.readError(err, false)
+			err = c.srv.conns.EndOfInput(err, false)
 			q.part(err)
 			return err
 		}
