@@ -33,13 +33,7 @@ func (a *app) brickListCmd() *cobra.Command {
 		Short: "List the bricks of the pool, and why some are set aside",
 		Args:  exactly(),
 		RunE: func(c *cobra.Command, _ []string) error {
-			return a.ask(c, func(ctx context.Context, d control.Daemon) error {
-				s, err := d.Status(ctx)
-				if err != nil {
-					return err
-				}
-				return a.show(s.Bricks, func(w io.Writer) error { return writeBricks(w, s) })
-			})
+			return a.showStatus(c, func(s *control.Status) any { return s.Bricks }, writeBricks)
 		},
 	}
 }

@@ -73,16 +73,9 @@ func (a *app) poolShowCmd() *cobra.Command {
 		Short: "Show the pool, its nodes and their bricks",
 		Args:  exactly(),
 		RunE: func(c *cobra.Command, _ []string) error {
-			return a.ask(c, func(ctx context.Context, d control.Daemon) error {
-				s, err := d.Status(ctx)
-				if err != nil {
-					return err
-				}
-				facts := poolFacts{s.Pool, s.Nodes, s.Bricks, s.Unreachable}
-				return a.show(facts, func(w io.Writer) error {
-					return writePool(w, s)
-				})
-			})
+			return a.showStatus(c, func(s *control.Status) any {
+				return poolFacts{s.Pool, s.Nodes, s.Bricks, s.Unreachable}
+			}, writePool)
 		},
 	}
 }

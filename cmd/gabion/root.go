@@ -122,6 +122,17 @@ func (a *app) ask(c *cobra.Command, f func(ctx context.Context, d control.Daemon
 	return f(ctx, client)
 }
 
+// showStatus asks the local node how the pool is and prints what of it facts picks.
+func (a *app) showStatus(c *cobra.Command, facts func(*control.Status) any, human func(io.Writer, *control.Status) error) error {
+	return a.ask(c, func(ctx context.Context, d control.Daemon) error {
+		s, err := d.Status(ctx)
+		if err != nil {
+			return err
+		}
+		return a.show(facts(s), func(w io.Writer) error { return human(w, s) })
+	})
+}
+
 // show prints v as JSON if --json was given, else what human writes.
 func (a *app) show(v any, human func(w io.Writer) error) error {
 	if !a.json {

@@ -106,13 +106,8 @@ func (a *app) scrubStatusCmd() *cobra.Command {
 		Short: "Show what the scrubs of all bricks have verified and found",
 		Args:  exactly(),
 		RunE: func(c *cobra.Command, _ []string) error {
-			return a.ask(c, func(ctx context.Context, d control.Daemon) error {
-				s, err := d.Status(ctx)
-				if err != nil {
-					return err
-				}
-				return a.show(s.Bricks, func(w io.Writer) error { return writeScrubs(w, s.Bricks) })
-			})
+			return a.showStatus(c, func(s *control.Status) any { return s.Bricks },
+				func(w io.Writer, s *control.Status) error { return writeScrubs(w, s.Bricks) })
 		},
 	}
 }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"io"
 	"strings"
@@ -22,13 +21,7 @@ than wanted: "degraded: 1 of 3"), unavailable (no majority: I/O waits) or
 unknown (the node that has it did not answer).`,
 		Args: exactly(),
 		RunE: func(c *cobra.Command, _ []string) error {
-			return a.ask(c, func(ctx context.Context, d control.Daemon) error {
-				s, err := d.Status(ctx)
-				if err != nil {
-					return err
-				}
-				return a.show(s, func(w io.Writer) error { return writeStatus(w, s) })
-			})
+			return a.showStatus(c, func(s *control.Status) any { return s }, writeStatus)
 		},
 	}
 }
