@@ -136,7 +136,7 @@ func (v *Volume) putExtent(ctx context.Context, b *extent.Builder, number uint64
 		then = func() { durable(x) }
 	}
 	res, err := v.cfg.Extents.PutThen(ctx, v.cfg.ID, v.epoch, v.cfg.Replicas, []dht.Extent{{Addr: x.addr, Number: number, Data: data,
-		Hashed: true, Relief: relief || mutant.On("spend-reserve")}}, then)
+		Hashed: true, Sum: extent.Checksum(data), Relief: relief || mutant.On("spend-reserve")}}, then)
 	x.missed = res.Missed
 	return x, err
 }

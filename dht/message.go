@@ -13,7 +13,8 @@ import (
 // Layouts. All integers are little-endian; "zero" bytes must be zero.
 //
 //	put      0 brick 16 | 16 volume 16 | 32 epoch 8 | 40 count 4 | 44 zero 4
-//	         48 count * { addr 32 | number 8 | epoch 8 | length 4 | flags 4 (1: relief) }
+//	         48 count * { addr 32 | number 8 | epoch 8 | length 4 | flags 4 (1: relief, 2: summed) |
+//	                    CRC32C 4 }
 //	         then the bytes of all extents, one after another
 //	         answer: empty
 //	read     0 brick 16 | 16 addr 32 | 48 offset 8 | 56 length 4 (0: all) | 60 zero 4
@@ -32,7 +33,7 @@ import (
 //	check    0 brick 16 | 16 addr 32
 //	         answer: empty
 const (
-	putHead, putEntry   = 48, 56
+	putHead, putEntry   = 48, 60
 	readSize            = 64
 	deleteHead          = 48
 	listSize            = 88
@@ -70,18 +71,25 @@ func (r *putRequest) head() []byte {
 		b = le.AppendUint64(b, x.Epoch)
 		b = le.AppendUint32(b, uint32(len(x.Data)))
 		b = le.AppendUint32(b, putFlags(x))
+		b = le.AppendUint32(b, x.Sum)
 	}
 	return b
 }
 
-// putRelief is the flag of an extent that may use the reserve of a brick.
-const putRelief = 1
+// Flags of an extent: it may use the reserve of a brick; it has a checksum.
+const (
+	putRelief = 1
+	putSummed = 2
+)
 
-func putFlags(x brick.Extent) uint32 {
+func putFlags(x brick.Extent) (flags uint32) {
 	if x.Relief {
-		return putRelief
+		flags |= putRelief
 	}
-	return 0
+	if x.Summed {
+		flags |= putSummed
+	}
+	return flags
 }
 
 // decodePut refers to b.
@@ -108,11 +116,12 @@ func decodePut(b []byte) (putRequest, error) {
 		if n == 0 || n > ExtentMax || n > uint64(len(data)) {
 			return r, badMessage("put", "extent of %d bytes; 1 to %d are possible and %d are left in the message", n, ExtentMax, len(data))
 		}
-		if flags&^putRelief != 0 {
+		if flags&^(putRelief|putSummed) != 0 {
 			return r, badMessage("put", "extent with the flags %#x", flags)
 		}
 		r.extents[i] = brick.Extent{Addr: ident.Addr(e[:32]), Volume: r.volume,
-			Number: le.Uint64(e[32:]), Epoch: le.Uint64(e[40:]), Data: data[:n:n], Relief: flags&putRelief != 0}
+			Number: le.Uint64(e[32:]), Epoch: le.Uint64(e[40:]), Data: data[:n:n], Relief: flags&putRelief != 0,
+			Summed: flags&putSummed != 0, Sum: le.Uint32(e[56:])}
 		data = data[n:]
 	}
 	if len(data) != 0 {

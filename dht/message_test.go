@@ -21,7 +21,7 @@ var (
 
 func samplePut() putRequest {
 	return putRequest{brick: mBrick, volume: mVol, epoch: 0x0102, extents: []brick.Extent{
-		{Addr: mAddr, Volume: mVol, Number: 3, Epoch: 4, Data: []byte("one")},
+		{Addr: mAddr, Volume: mVol, Number: 3, Epoch: 4, Data: []byte("one"), Summed: true, Sum: 0x11223344},
 		{Addr: ident.Addr{1}, Volume: mVol, Number: 5, Epoch: 6, Data: []byte("seven"), Relief: true},
 	}}
 }
@@ -51,8 +51,8 @@ func TestMessageGolden(t *testing.T) {
 		got  []byte
 		want string
 	}{
-		"put":    {encodePut(put), b + v + "0201000000000000 01000000 00000000" + a + "0300000000000000 0400000000000000 03000000 00000000 6f6e65"},
-		"relief": {encodePut(relief), b + v + "0201000000000000 01000000 00000000" + "01" + strings.Repeat("00", 31) + "0500000000000000 0600000000000000 05000000 01000000 736576656e"},
+		"put":    {encodePut(put), b + v + "0201000000000000 01000000 00000000" + a + "0300000000000000 0400000000000000 03000000 02000000 44332211 6f6e65"},
+		"relief": {encodePut(relief), b + v + "0201000000000000 01000000 00000000" + "01" + strings.Repeat("00", 31) + "0500000000000000 0600000000000000 05000000 01000000 00000000 736576656e"},
 		"read":   {readRequest{mBrick, mAddr, 0x10, 0x20}.encode(), b + a + "1000000000000000 20000000 00000000"},
 		"delete": {del.encode(), b + v + "0700000000000000 01000000 00000000" + a},
 		"list":   {listRequest{mBrick, mVol, brick.Ref{Addr: mAddr, Number: 8, Epoch: 9}, 10}.encode(), b + v + "0800000000000000 0900000000000000" + a + "0a000000 00000000"},
@@ -102,7 +102,7 @@ func TestDecodersRefuse(t *testing.T) {
 		"put zero bytes":     func() error { _, err := decodePut(change(put, func(b []byte) { b[47] = 1 })); return err },
 		"put extent empty":   func() error { _, err := decodePut(change(put, func(b []byte) { b[putHead+48] = 0 })); return err },
 		"put extent large":   func() error { _, err := decodePut(change(put, func(b []byte) { b[putHead+51] = 1 })); return err },
-		"put flags unknown":  func() error { _, err := decodePut(change(put, func(b []byte) { b[putHead+52] = 2 })); return err },
+		"put flags unknown":  func() error { _, err := decodePut(change(put, func(b []byte) { b[putHead+52] = 4 })); return err },
 		"put beyond message": func() error { _, err := decodePut(change(put, func(b []byte) { b[putHead+48] = 9 })); return err },
 		"put too long":       func() error { _, err := decodePut(append(bytes.Clone(put), 0)); return err },
 		"put short":          func() error { _, err := decodePut(put[:putHead-1]); return err },

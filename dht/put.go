@@ -280,7 +280,7 @@ func (p *put) send(ctx context.Context, b overlay.BrickRef, part []int) (err err
 	for i, x := range part {
 		x := &p.xs[x]
 		r.extents[i] = brick.Extent{Addr: x.Addr, Volume: p.volume, Number: x.Number, Epoch: x.Epoch, Data: x.Data,
-			Relief: x.Relief, Hashed: x.Hashed}
+			Relief: x.Relief, Hashed: x.Hashed, Summed: x.Hashed, Sum: x.Sum}
 		if x.Epoch == 0 {
 			r.extents[i].Epoch = p.epoch
 		}

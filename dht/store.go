@@ -22,9 +22,11 @@ type Extent struct {
 	// Relief: it is needed to give space back, and may use a part of what full
 	// bricks keep in reserve for that, if it is small and put alone.
 	Relief bool
-	// Hashed: Addr was made of Data by this process. A brick of this node then
-	// does not do it again; those of other nodes always do.
+	// Hashed: Addr was made of Data by this process, and at the same time Sum, its
+	// CRC32C. A brick of this node then verifies nothing; those of other nodes
+	// compare Sum, so that what changed in memory or on the way since is refused.
 	Hashed bool
+	Sum    uint32
 }
 
 // Store puts, reads and deletes extents on the pool's bricks, and serves this

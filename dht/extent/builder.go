@@ -14,7 +14,16 @@ type Builder struct {
 	buf    []byte // header space, then payload
 	owners []uint64
 	done   bool
+	dense  int // blocks in a row that could not be compressed
 }
+
+const (
+	// After denseRun blocks in a row that could not be compressed, one in denseTry is
+	// tried, until one can: a volume of encrypted or compressed files would
+	// pay for the compressor with each block, and get nothing.
+	denseRun = 16
+	denseTry = 8
+)
 
 // bufferSize is enough for the largest extent and the scratch space that the
 // compressor wants beyond the last block.
@@ -28,7 +37,7 @@ func (b *Builder) Reset(v ident.VolumeID, number, epoch uint64) {
 		b.owners = make([]uint64, 0, BlocksMax)
 	}
 	b.head = Header{Volume: v, Number: number, Epoch: epoch}
-	b.buf, b.owners, b.done = b.buf[:HeaderSize], b.owners[:0], false
+	b.buf, b.owners, b.done, b.dense = b.buf[:HeaderSize], b.owners[:0], false, 0
 }
 
 // Count is the number of blocks added since Reset.
@@ -51,7 +60,14 @@ func (b *Builder) Add(owner uint64, block []byte) (off uint32, length uint16) {
 	}
 	b.claim(owner)
 	at := len(b.buf)
-	b.buf = appendBlock(b.buf, block)
+	if b.dense >= denseRun && b.dense%denseTry != 0 {
+		b.dense++
+		b.buf = append(b.buf, block...)
+	} else if b.buf = appendBlock(b.buf, block); len(b.buf)-at == BlockSize {
+		b.dense++
+	} else {
+		b.dense = 0
+	}
 	return uint32(at), uint16(len(b.buf) - at)
 }
 

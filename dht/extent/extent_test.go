@@ -118,6 +118,41 @@ func TestIncompressibleStaysRaw(t *testing.T) {
 	}
 }
 
+// Blocks that do not compress are tried less and less often, but what compresses after
+// them is soon found again.
+func TestCompressionLooksAgain(t *testing.T) {
+	src := pages(7)
+	var b Builder
+	b.Reset(ident.VolumeID{1}, 1, 1)
+	add := func(kind string) bool {
+		_, n := b.Add(1, src[kind])
+		return n < BlockSize
+	}
+	for range denseRun {
+		if add("random") {
+			t.Fatal("random bytes were compressed")
+		}
+	}
+	raw := 0
+	for !add("text") {
+		if raw++; raw == denseTry {
+			t.Fatalf("%d blocks of text were not tried", raw)
+		}
+	}
+	for i := range 20 {
+		if !add("text") {
+			t.Fatalf("block %d of text was not compressed", i)
+		}
+	}
+	for range denseRun + 1 {
+		add("random")
+	}
+	b.Reset(ident.VolumeID{1}, 2, 1)
+	if !add("text") {
+		t.Fatal("an extent began as the one before ended")
+	}
+}
+
 func TestEqualDataOfOtherAttemptsHasOtherAddresses(t *testing.T) {
 	seen := map[ident.Addr]bool{}
 	for _, h := range []Header{{Number: 1, Epoch: 1}, {Number: 2, Epoch: 1}, {Number: 1, Epoch: 2}, {Volume: testVolume, Number: 1, Epoch: 1}} {
