@@ -8,8 +8,6 @@ package attach
 
 import (
 	"encoding/json"
-	"errors"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -19,6 +17,7 @@ import (
 
 	"github.com/gabion-storage/gabion/attach/client"
 	"github.com/gabion-storage/gabion/internal/fault"
+	"github.com/gabion-storage/gabion/internal/vfs"
 )
 
 // Where things are unless Dirs says otherwise.
@@ -102,7 +101,7 @@ const lockMax = 200 * time.Millisecond
 func (d Dirs) lock(volume string, how int) (*os.File, error) {
 	f, err := os.OpenFile(d.lockFile(volume), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
-		return nil, osFault(d.lockFile(volume), err)
+		return nil, vfs.OSError(op, d.lockFile(volume), err)
 	}
 	// Those who only look hold the lock for a moment: that is not another process.
 	for end := time.Now().Add(lockMax); ; time.Sleep(lockMax / 20) {
@@ -126,7 +125,7 @@ func save(path string, v any, sync bool) error {
 	}
 	f, err := os.OpenFile(path+".tmp", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o644)
 	if err != nil {
-		return osFault(path, err)
+		return vfs.OSError(op, path, err)
 	}
 	_, err = f.Write(append(raw, '\n'))
 	if err == nil && sync {
@@ -146,7 +145,7 @@ func save(path string, v any, sync bool) error {
 		}
 	}
 	if err != nil {
-		return osFault(path, err)
+		return vfs.OSError(op, path, err)
 	}
 	return nil
 }
@@ -155,24 +154,10 @@ func save(path string, v any, sync bool) error {
 func load(path string, v any) error {
 	raw, err := os.ReadFile(path)
 	if err != nil {
-		return osFault(path, err)
+		return vfs.OSError(op, path, err)
 	}
 	if err := json.Unmarshal(raw, v); err != nil {
 		return fault.Newf(fault.Corrupt, op, path, "the file is damaged: %w", err)
 	}
 	return nil
-}
-
-// osFault gives an error of the operating system its kind.
-func osFault(subject string, err error) error {
-	kind := fault.Internal
-	switch {
-	case errors.Is(err, fs.ErrPermission):
-		kind = fault.Denied
-	case errors.Is(err, fs.ErrNotExist):
-		kind = fault.NotFound
-	case errors.Is(err, unix.ENOSPC):
-		kind = fault.NoSpace
-	}
-	return fault.New(kind, op, subject, err)
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/gabion-storage/gabion/attach/fuse"
 	"github.com/gabion-storage/gabion/attach/nbdkernel"
 	"github.com/gabion-storage/gabion/internal/fault"
+	"github.com/gabion-storage/gabion/internal/vfs"
 )
 
 // Config is what a process that attaches a volume is given.
@@ -86,7 +87,7 @@ func Run(cfg Config) error {
 	}
 	for _, d := range []string{cfg.Dirs.Run, cfg.Dirs.State} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
-			return osFault(d, err)
+			return vfs.OSError(op, d, err)
 		}
 	}
 	lock, err := cfg.Dirs.lock(cfg.Volume, unix.LOCK_EX)

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 
 	"github.com/gabion-storage/gabion/internal/fault"
+	"github.com/gabion-storage/gabion/internal/vfs"
 )
 
 // loadTLS reads the files that 'gabion node nbd-client' writes; nil for no
@@ -20,7 +21,7 @@ func loadTLS(dir string) (*tls.Config, error) {
 	file := filepath.Join(dir, "ca-cert.pem")
 	raw, err := os.ReadFile(file)
 	if err != nil {
-		return nil, osFault(file, err)
+		return nil, vfs.OSError(op, file, err)
 	}
 	c := &tls.Config{RootCAs: x509.NewCertPool(), MinVersion: tls.VersionTLS12}
 	if !c.RootCAs.AppendCertsFromPEM(raw) {

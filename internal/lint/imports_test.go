@@ -44,7 +44,7 @@ var allowed = []struct {
 	{"attach/client", []string{"internal/fault", "target", "target/nbd/proto"}, "a client of the protocol"},
 	{"attach/fuse", []string{"internal/fault", "target"}, ""},
 	{"attach/nbdkernel", []string{"internal/fault", "target", "target/nbd", "target/nbd/proto"}, "the kernel's sockets lead to our own server"},
-	{"attach", []string{"internal/fault", "internal/control", "attach/client", "attach/fuse", "attach/nbdkernel"}, "the local node knows the others"},
+	{"attach", []string{"internal/fault", "internal/vfs", "internal/control", "attach/client", "attach/fuse", "attach/nbdkernel"}, "the local node knows the others"},
 	{"blockdev/extentmap", []string{"internal/fault", "internal/ident"}, ""},
 	{"blockdev/tail", []string{"internal/fault", "internal/ident", "blockdev/extentmap"}, "the tail holds pointers of the map"},
 	{"blockdev", []string{"internal/fault", "internal/ident", "internal/link", "overlay", "dht/brick", "dht/extent", "dht", "quorum",

@@ -113,7 +113,7 @@ func (o *opening) look() error {
 		return fault.Newf(fault.Invalid, "node run", "--brick "+o.path, "it is not a directory; give a directory on the disk")
 	}
 	if err != nil {
-		return osFault("node run", "--brick "+o.path, err)
+		return vfs.OSError("node run", "--brick "+o.path, err)
 	}
 	if o.fs, err = o.newFS(o.path); err != nil {
 		return err

@@ -16,6 +16,7 @@ import (
 	"github.com/gabion-storage/gabion/internal/ident"
 	"github.com/gabion-storage/gabion/internal/link"
 	"github.com/gabion-storage/gabion/internal/pki"
+	"github.com/gabion-storage/gabion/internal/vfs"
 )
 
 // What stands in a node's directory:
@@ -73,10 +74,10 @@ func openDir(path string) (*dir, error) {
 	}
 	d := &dir{path: abs}
 	if err := os.MkdirAll(abs, 0o700); err != nil {
-		return nil, osFault(op, abs, err)
+		return nil, vfs.OSError(op, abs, err)
 	}
 	if d.lock, err = os.OpenFile(d.file(lockName), os.O_CREATE|os.O_RDWR, 0o600); err != nil {
-		return nil, osFault(op, abs, err)
+		return nil, vfs.OSError(op, abs, err)
 	}
 	if err := unix.Flock(int(d.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		d.lock.Close()
@@ -87,7 +88,7 @@ func openDir(path string) (*dir, error) {
 	case errors.Is(err, fs.ErrNotExist):
 		return d, d.mustBeNew()
 	case err != nil:
-		err = osFault(op, abs, err)
+		err = vfs.OSError(op, abs, err)
 	default:
 		d.old = true
 		if json.Unmarshal(raw, &d.mem) != nil {
@@ -106,7 +107,7 @@ func openDir(path string) (*dir, error) {
 func (d *dir) mustBeNew() error {
 	names, err := os.ReadDir(d.path)
 	if err != nil {
-		return osFault("node run", d.path, err)
+		return vfs.OSError("node run", d.path, err)
 	}
 	for _, n := range names {
 		switch n.Name() {
@@ -147,7 +148,7 @@ func (d *dir) nextBoot() (uint64, error) {
 			return 0, fault.Newf(fault.Corrupt, "node run", d.file(bootName), "not a number; write into it one that is larger than all earlier ones")
 		}
 	} else if !errors.Is(err, fs.ErrNotExist) {
-		return 0, osFault("node run", d.path, err)
+		return 0, vfs.OSError("node run", d.path, err)
 	}
 	n++
 	return n, writeFile(d.file(bootName), strconv.AppendUint(nil, n, 10), 0o600)
@@ -178,7 +179,7 @@ func writeFile(path string, b []byte, mode os.FileMode) error {
 	tmp := path + ".tmp"
 	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, mode)
 	if err != nil {
-		return osFault("write", path, err)
+		return vfs.OSError("write", path, err)
 	}
 	_, err = f.Write(b)
 	if err == nil {
@@ -194,7 +195,7 @@ func writeFile(path string, b []byte, mode os.FileMode) error {
 		err = syncDir(filepath.Dir(path))
 	}
 	if err != nil {
-		return osFault("write", path, err)
+		return vfs.OSError("write", path, err)
 	}
 	return nil
 }
@@ -206,24 +207,6 @@ func syncDir(path string) error {
 	}
 	defer d.Close()
 	return d.Sync()
-}
-
-// osFault gives an error of the operating system its kind.
-func osFault(op, subject string, err error) error {
-	kind := fault.Internal
-	switch {
-	case errors.Is(err, fs.ErrPermission):
-		kind = fault.Denied
-	case errors.Is(err, fs.ErrNotExist):
-		kind = fault.NotFound
-	case errors.Is(err, unix.ENOSPC):
-		kind = fault.NoSpace
-	case errors.Is(err, unix.EADDRINUSE):
-		kind = fault.Busy
-	case errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.EADDRNOTAVAIL):
-		kind = fault.Invalid
-	}
-	return fault.New(kind, op, subject, err)
 }
 
 // listen opens a TCP listener. With port 0 it takes the port of the last run
@@ -248,7 +231,7 @@ func listen(what, addr, last string) (net.Listener, error) {
 		return nil, fault.Newf(fault.Busy, "node run", "--"+what+" "+addr, "the port is in use; choose another or 0 for any")
 	}
 	if err != nil {
-		return nil, osFault("node run", "--"+what+" "+addr, err)
+		return nil, vfs.OSError("node run", "--"+what+" "+addr, err)
 	}
 	return l, nil
 }
@@ -285,7 +268,7 @@ func (f stateFile) Load() ([]byte, error) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, osFault("node run", f.path, err)
+		return nil, vfs.OSError("node run", f.path, err)
 	}
 	return b, nil
 }

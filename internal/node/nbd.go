@@ -13,6 +13,7 @@ import (
 
 	"github.com/gabion-storage/gabion/internal/fault"
 	"github.com/gabion-storage/gabion/internal/pki"
+	"github.com/gabion-storage/gabion/internal/vfs"
 	"github.com/gabion-storage/gabion/target/nbd"
 )
 
@@ -65,13 +66,13 @@ func listenUnix(what, path string) (net.Listener, error) {
 			c.Close()
 			return nil, fault.Newf(fault.Busy, "node run", flag, "somebody listens there; choose another path")
 		} else if !errors.Is(err, unix.ECONNREFUSED) {
-			return nil, osFault("node run", flag, err)
+			return nil, vfs.OSError("node run", flag, err)
 		}
 		os.Remove(path) // a socket that a killed process left
 		l, err = net.Listen("unix", path)
 	}
 	if err != nil {
-		return nil, osFault("node run", flag, err)
+		return nil, vfs.OSError("node run", flag, err)
 	}
 	return l, nil
 }
@@ -95,7 +96,7 @@ func (s NBDSecurity) config() (c nbd.Config, err error) {
 	if s.Allow != "" {
 		text, err := os.ReadFile(s.Allow)
 		if err != nil {
-			return c, osFault("node run", "--nbd-allow "+s.Allow, err)
+			return c, vfs.OSError("node run", "--nbd-allow "+s.Allow, err)
 		}
 		if c.Rules, err = nbd.ParseRules(text); err != nil {
 			return c, fault.New(fault.Invalid, "node run", "--nbd-allow "+s.Allow, err)
@@ -124,7 +125,7 @@ func (s NBDSecurity) tls() (*tls.Config, error) {
 	}
 	text, err := os.ReadFile(s.CA)
 	if err != nil {
-		return nil, osFault("node run", "--nbd-ca "+s.CA, err)
+		return nil, vfs.OSError("node run", "--nbd-ca "+s.CA, err)
 	}
 	if !c.ClientCAs.AppendCertsFromPEM(text) {
 		return nil, fault.Newf(fault.Invalid, "node run", "--nbd-ca "+s.CA, "there is no certificate in it")

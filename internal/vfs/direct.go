@@ -75,7 +75,7 @@ func (f *osFile) ReadDirectAt(p []byte, off int64) (int, error) {
 		b := (*buf)[:min(want, directMax)]
 		n, err := f.preadDirect(b, start)
 		if err != nil {
-			return done, osError("vfs.read", f.name, err)
+			return done, OSError("vfs.read", f.name, err)
 		}
 		if int64(n) <= at-start {
 			return done, io.EOF
@@ -112,7 +112,7 @@ func (f *osFile) preadDirect(b []byte, off int64) (n int, err error) {
 func Memory(name string) (*os.File, error) {
 	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
 	if err != nil {
-		return nil, osError("vfs.memory", name, err)
+		return nil, OSError("vfs.memory", name, err)
 	}
 	return os.NewFile(uintptr(fd), name), nil
 }

@@ -138,7 +138,7 @@ func (m *Mem) judge(v *verdict, op, name string, off, n int64) (err error) {
 		}
 		err := p.Err
 		if !errors.As(err, new(*fault.Error)) {
-			err = osError("vfs."+op, name, err)
+			err = OSError("vfs."+op, name, err)
 		}
 		if !p.Applied {
 			return err

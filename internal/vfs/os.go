@@ -7,7 +7,6 @@ import (
 	"runtime"
 	"slices"
 	"sync"
-	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -26,7 +25,7 @@ type OS struct {
 func NewOS(dir string) (*OS, error) {
 	r, err := os.OpenRoot(dir)
 	if err != nil {
-		return nil, osError("vfs.root", dir, err)
+		return nil, OSError("vfs.root", dir, err)
 	}
 	return &OS{root: r, dir: dir}, nil
 }
@@ -36,29 +35,6 @@ func (o *OS) Close() error { return o.root.Close() }
 
 // Dir is the directory that OS was made with.
 func (o *OS) Dir() string { return o.dir }
-
-// osError gives err the kind that a caller can act on.
-func osError(op, name string, err error) error {
-	if err == nil {
-		return nil
-	}
-	kind := fault.Internal
-	switch {
-	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
-		kind = fault.NoSpace
-	case errors.Is(err, os.ErrNotExist):
-		kind = fault.NotFound
-	case errors.Is(err, os.ErrExist):
-		kind = fault.Exists
-	case errors.Is(err, os.ErrPermission):
-		kind = fault.Denied
-	case errors.Is(err, syscall.EROFS):
-		kind = fault.ReadOnly
-	case errors.Is(err, os.ErrClosed), errors.Is(err, syscall.EINVAL), errors.Is(err, syscall.ENAMETOOLONG):
-		kind = fault.Invalid
-	}
-	return fault.New(kind, op, name, err)
-}
 
 // checkName refuses names that leave the root before the kernel is asked.
 func checkName(op, name string) error {
@@ -74,7 +50,7 @@ func (o *OS) open(op, name string, flag int) (File, error) {
 	}
 	f, err := o.root.OpenFile(name, os.O_RDWR|flag, 0o600)
 	if err != nil {
-		return nil, osError(op, name, err)
+		return nil, OSError(op, name, err)
 	}
 	return &osFile{f: f, fd: int(f.Fd()), name: name}, nil
 }
@@ -89,14 +65,14 @@ func (o *OS) Remove(name string) error {
 	if err := checkName("vfs.remove", name); err != nil {
 		return err
 	}
-	return osError("vfs.remove", name, o.root.Remove(name))
+	return OSError("vfs.remove", name, o.root.Remove(name))
 }
 
 func (o *OS) Rename(oldname, newname string) error {
 	if err := errors.Join(checkName("vfs.rename", oldname), checkName("vfs.rename", newname)); err != nil {
 		return err
 	}
-	return osError("vfs.rename", oldname, o.root.Rename(oldname, newname))
+	return OSError("vfs.rename", oldname, o.root.Rename(oldname, newname))
 }
 
 func (o *OS) List(dir string) ([]string, error) {
@@ -107,7 +83,7 @@ func (o *OS) List(dir string) ([]string, error) {
 	defer d.Close()
 	names, err := d.Readdirnames(-1)
 	if err != nil {
-		return nil, osError("vfs.list", dir, err)
+		return nil, OSError("vfs.list", dir, err)
 	}
 	slices.Sort(names)
 	return names, nil
@@ -122,7 +98,7 @@ func (o *OS) openDir(op, dir string) (*os.File, error) {
 	}
 	d, err := o.root.Open(dir)
 	if err != nil {
-		return nil, osError(op, dir, err)
+		return nil, OSError(op, dir, err)
 	}
 	return d, nil
 }
@@ -131,7 +107,7 @@ func (o *OS) MkdirAll(dir string) error {
 	if err := checkName("vfs.mkdir", dir); err != nil {
 		return err
 	}
-	return osError("vfs.mkdir", dir, o.root.MkdirAll(dir, 0o700))
+	return OSError("vfs.mkdir", dir, o.root.MkdirAll(dir, 0o700))
 }
 
 func (o *OS) SyncDir(dir string) error {
@@ -140,7 +116,7 @@ func (o *OS) SyncDir(dir string) error {
 		return err
 	}
 	defer d.Close()
-	return osError("vfs.syncdir", dir, d.Sync())
+	return OSError("vfs.syncdir", dir, d.Sync())
 }
 
 func (o *OS) Free() (free, total int64, err error) {
@@ -152,7 +128,7 @@ func (o *OS) Free() (free, total int64, err error) {
 		}
 	}
 	if err != nil {
-		return 0, 0, osError("vfs.free", o.dir, err)
+		return 0, 0, OSError("vfs.free", o.dir, err)
 	}
 	unit := st.Frsize
 	if unit == 0 {
@@ -167,7 +143,7 @@ func (o *OS) Lock(name string) (func(), error) {
 	}
 	f, err := o.root.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
-		return nil, osError("vfs.lock", name, err)
+		return nil, OSError("vfs.lock", name, err)
 	}
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		f.Close()
@@ -175,7 +151,7 @@ func (o *OS) Lock(name string) (func(), error) {
 			return nil, fault.Newf(fault.Busy, "vfs.lock", filepath.Join(o.dir, name),
 				"another process holds the lock")
 		}
-		return nil, osError("vfs.lock", name, err)
+		return nil, OSError("vfs.lock", name, err)
 	}
 	var once sync.Once
 	return func() { once.Do(func() { f.Close() }) }, nil
@@ -211,7 +187,7 @@ func (f *osFile) ReadAt(p []byte, off int64) (int, error) {
 	defer f.life.RUnlock()
 	n, err := f.f.ReadAt(p, off) // io.EOF passes as it is: io.ReaderAt says so
 	if err != nil && n < len(p) && !isEOF(err) {
-		err = osError("vfs.read", f.name, err)
+		err = OSError("vfs.read", f.name, err)
 	}
 	return n, err
 }
@@ -251,7 +227,7 @@ func (f *osFile) writeAt(p []byte, off int64) (int, error) {
 			continue
 		}
 		if err != nil {
-			return done, osError("vfs.write", f.name, err)
+			return done, OSError("vfs.write", f.name, err)
 		}
 		done += n
 	}
@@ -273,7 +249,7 @@ func (f *osFile) Clean(off, n int64) error {
 		case unix.ENOSYS, unix.ESPIPE:
 			return nil // a file system without it: the sync does all
 		}
-		return osError("vfs.clean", f.name, err)
+		return OSError("vfs.clean", f.name, err)
 	}
 }
 
@@ -293,7 +269,7 @@ func (f *osFile) WritevAt(bufs [][]byte, off int64) (int, error) {
 			continue
 		}
 		if err != nil {
-			return total, osError("vfs.write", f.name, err)
+			return total, OSError("vfs.write", f.name, err)
 		}
 		total += n
 		// Whole buffers are done; the rest of a torn one goes by itself.
@@ -318,7 +294,7 @@ func (f *osFile) Sync() error {
 		return err
 	}
 	defer f.life.RUnlock()
-	return osError("vfs.sync", f.name, unix.Fdatasync(f.fd))
+	return OSError("vfs.sync", f.name, unix.Fdatasync(f.fd))
 }
 
 func (f *osFile) PunchHole(off, n int64) error {
@@ -334,7 +310,7 @@ func (f *osFile) PunchHole(off, n int64) error {
 		case unix.EOPNOTSUPP, unix.ENOSYS:
 			return fault.Newf(fault.Invalid, "vfs.punch", f.name, "the file system has no holes: %w", err)
 		}
-		return osError("vfs.punch", f.name, err)
+		return OSError("vfs.punch", f.name, err)
 	}
 }
 
@@ -343,7 +319,7 @@ func (f *osFile) Truncate(size int64) error {
 		return err
 	}
 	defer f.life.RUnlock()
-	return osError("vfs.truncate", f.name, f.f.Truncate(size))
+	return OSError("vfs.truncate", f.name, f.f.Truncate(size))
 }
 
 func (f *osFile) Size() (int64, error) {
@@ -353,7 +329,7 @@ func (f *osFile) Size() (int64, error) {
 	defer f.life.RUnlock()
 	st, err := f.f.Stat()
 	if err != nil {
-		return 0, osError("vfs.size", f.name, err)
+		return 0, OSError("vfs.size", f.name, err)
 	}
 	return st.Size(), nil
 }
@@ -370,5 +346,5 @@ func (f *osFile) Close() error {
 	if f.directFile != nil {
 		_ = f.directFile.Close() // it was only read
 	}
-	return osError("vfs.close", f.name, err)
+	return OSError("vfs.close", f.name, err)
 }
