@@ -15,9 +15,13 @@ import (
 )
 
 const (
-	// attachMax is how long an attach goes on trying. A takeover from a dead
-	// holder needs the lease to run out first.
+	// attachMax is how long an attach goes on trying while nothing gets on. A takeover
+	// from a dead holder needs the lease to run out first.
 	attachMax = 12 * time.Second
+	// openMax bounds all of it. A log of some hundred megabytes that must be fetched, and sent
+	// to the others again, over a slow network takes longer than attachMax; who gave
+	// up would begin again from nothing, for ever.
+	openMax = 10 * time.Minute
 	// attachRetry is the pause between tries.
 	attachRetry = 100 * time.Millisecond
 	// refreshMax bounds the wait for the newest catalog.
@@ -26,8 +30,9 @@ const (
 
 // attach makes the attachment a, or ends it with an error.
 func (m *Manager) attach(ctx context.Context, d pool.Volume, a *attached, by claim) {
-	ctx, cancel := context.WithTimeout(ctx, attachMax)
+	ctx, progress, cancel := patience(ctx, attachMax, openMax)
 	defer cancel()
+	by.progress = progress
 	began := time.Now()
 	vol, err := m.tryAttach(ctx, d, by)
 	m.mu.Lock()
@@ -62,6 +67,14 @@ func (m *Manager) attach(ctx context.Context, d pool.Volume, a *attached, by cla
 	m.cfg.Log.Info("volume attached", "volume", d.Name, "epoch", vol.epoch, "took", time.Since(began).Round(time.Millisecond))
 	m.members(vol) // they may have changed under the holder before
 	go m.watch(d, a)
+}
+
+// patience is a context that ends when progress was not called for a time of idle, and
+// after most in any case.
+func patience(ctx context.Context, idle, most time.Duration) (_ context.Context, progress, cancel func()) {
+	ctx, stop := context.WithTimeout(ctx, most)
+	t := time.AfterFunc(idle, stop)
+	return ctx, func() { t.Reset(idle) }, func() { t.Stop(); stop() }
 }
 
 // watch forgets an attachment when it is over.
@@ -152,7 +165,7 @@ func (m *Manager) attachOnce(ctx context.Context, d pool.Volume, by claim, known
 	v := newVolume(m.volumeConfig(d))
 	p, rec, err := quorum.Open(ctx, quorum.ProposerConfig{
 		Group: group, Transport: m.cfg.Transport, Local: m.cfg.Acceptors, Self: m.cfg.Self, Boot: m.cfg.Boot,
-		Seeds: seeds, Fallback: m.everybody(), AtLeast: atLeast, Over: over, OnProgress: v.pend.progress, OnFenced: v.fenced,
+		Seeds: seeds, Fallback: m.everybody(), AtLeast: atLeast, Over: over, OnOpening: by.progress, OnProgress: v.pend.progress, OnFenced: v.fenced,
 		OnMembers: func() { m.members(v) }, Log: m.cfg.Log,
 	})
 	if err != nil {
@@ -176,6 +189,7 @@ func (m *Manager) attachOnce(ctx context.Context, d pool.Volume, by claim, known
 		p.Close()
 		return nil, err
 	}
+	by.progress()
 	if err := v.open(ctx, p, rec); err != nil {
 		v.fail(err)
 		p.Close()

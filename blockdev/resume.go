@@ -16,6 +16,8 @@ type claim struct {
 	takeover bool
 	// client is who asks; the zero Client is nobody that is known.
 	client target.Client
+	// progress is called when the opening got on; attach sets it.
+	progress func()
 }
 
 // known is what a session of a named client has beside its volume.

@@ -42,6 +42,9 @@ func Open(ctx context.Context, cfg ProposerConfig) (*Proposer, *Recovered, error
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
+	if cfg.OnOpening == nil {
+		cfg.OnOpening = func() {}
+	}
 	if cfg.Local == nil || cfg.Transport == nil || cfg.Self.IsZero() {
 		return nil, nil, fault.New(fault.Invalid, op, cfg.Group.String(), errors.New("transport, acceptors and node are required"))
 	}
@@ -107,7 +110,14 @@ func (o *opener) attempt(ctx context.Context) (*Proposer, *Recovered, error) {
 	p := newProposer(o.cfg, core)
 	last := core.Next() - 1
 	p.pump()
-	if err := p.until(ctx, func() bool { return core.Commit() >= last }); err != nil {
+	seen := core.Commit()
+	if err := p.until(ctx, func() bool {
+		if c := core.Commit(); c != seen {
+			seen = c
+			o.cfg.OnOpening()
+		}
+		return seen >= last
+	}); err != nil {
 		p.Close()
 		return nil, nil, err
 	}
@@ -354,6 +364,7 @@ func (o *opener) fetchAll(ctx context.Context, plan *paxos.Plan) (entries []Entr
 			}
 			entries = append(entries, got...)
 			at += uint64(len(got))
+			o.cfg.OnOpening()
 		}
 	}
 	return entries, nil, nil

@@ -37,6 +37,9 @@ type ProposerConfig struct {
 	// Over passes over the lease check where this very ballot is promised: its
 	// holder consented. Any other promise still counts.
 	Over Ballot
+	// OnOpening is called whenever Open got on: a part of the log was fetched, or is durable
+	// again. A long log over a slow link takes its time. It must not block; nil: none.
+	OnOpening func()
 	// OnProgress is told the majority watermarks whenever one of them rises:
 	// every slot <= received survives the death of processes, every slot <= durable
 	// is chosen. Both only grow; calls never overlap and run without locks, on

@@ -2,6 +2,9 @@ package quorum
 
 import (
 	"context"
+	"slices"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -355,4 +358,30 @@ func (h *testHolder) serves(t *testing.T) bool {
 		h.flush(t, slot)
 	}
 	return !fenced
+}
+
+// Whoever waits for an opening is told that it gets on: a long log takes its time.
+func TestOpeningTellsThatItGetsOn(t *testing.T) {
+	p := newTestPool(t, 3)
+	p.create(3)
+	h := p.nodes[0].open()
+	text := strings.Repeat("x", 64<<10)
+	for range 5 {
+		h.flush(t, h.put(t, slices.Repeat([]string{text}, 32)...))
+	}
+	h.Close()
+	p.nodes[0].crash(true, 0)
+	var told atomic.Int64
+	h, err := p.nodes[1].tryOpen(func(c *ProposerConfig) { c.OnOpening = func() { told.Add(1) } })
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := told.Load()
+	if n < 5 { // of 10 MiB, a few at a time
+		t.Errorf("told %d times", n)
+	}
+	h.flush(t, h.put(t, "more"))
+	if told.Load() != n {
+		t.Error("told after it was open")
+	}
 }
