@@ -10,6 +10,7 @@ import (
 
 	"github.com/gabion-storage/gabion/internal/fault"
 	"github.com/gabion-storage/gabion/internal/ident"
+	"github.com/gabion-storage/gabion/internal/mutant"
 	"github.com/gabion-storage/gabion/quorum/paxos"
 )
 
@@ -279,7 +280,9 @@ func (o *opener) learn(ctx context.Context, b Ballot) (*paxos.Plan, []Entry, err
 		case <-ctx.Done():
 			return nil, nil, ctx.Err()
 		}
-		if !opening.Done() || opening.Version() < o.cfg.AtLeast {
+		// A ballot that goes beyond a forced one is obeyed by those who were not given
+		// up: it must not carry on what was given up, which a majority of old may say.
+		if forced := ForcedVersion(b.Epoch); !opening.Done() || opening.Version() < max(o.cfg.AtLeast, forced) && !mutant.On("outbid-force") {
 			continue
 		}
 		plan := opening.Plan()

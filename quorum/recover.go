@@ -14,12 +14,10 @@ import (
 	"github.com/gabion-storage/gabion/quorum/paxos"
 )
 
-const (
-	// forcedEpochs and forcedVersions are how far a forced recovery goes beyond all
-	// that was met: so far that nothing of those who were given up comes near.
-	forcedEpochs   = 1 << 32
-	forcedVersions = 1 << 32
-)
+// forcedVersions is how far a forced recovery goes beyond all that was met, in
+// versions and in epochs: so far that nothing of those who were given up comes near.
+// Both go to the same multiple of it, so that an epoch tells which version is behind it.
+const forcedVersions = 1 << 32
 
 // ForcedVersion is the version of the forced configuration that one of the given
 // version goes back to, 0 if none was ever forced: see ProposerConfig.AtLeast.
@@ -140,7 +138,7 @@ func Recover(ctx context.Context, t link.Transport, nodes []ident.NodeID, group 
 	if Quorate(ss) {
 		return Recovery{}, fault.New(fault.Conflict, op, group.String(), errors.New("a majority of the voters answers: nothing is to be forced"))
 	}
-	r.Ballot = Ballot{Epoch: r.Ballot.Epoch + forcedEpochs, Node: t.Self(), Boot: boot}
+	r.Ballot.Node, r.Ballot.Boot = t.Self(), boot
 	call := configCall{group: group, brick: from.Brick, ballot: r.Ballot, config: r.Config}
 	reply, err := t.Call(ctx, from.Node, typeForce, appendConfigCall(nil, &call))
 	if err != nil {
@@ -163,7 +161,7 @@ func Recover(ctx context.Context, t link.Transport, nodes []ident.NodeID, group 
 	return r, nil
 }
 
-// planRecovery checks what was asked for. Its ballot is the highest that was met.
+// planRecovery checks what was asked for.
 func planRecovery(ss []Survivor, from Member, voters []Member) (Recovery, error) {
 	var r Recovery
 	find := func(m Member) *Survivor {
@@ -192,11 +190,13 @@ func planRecovery(ss []Survivor, from Member, voters []Member) (Recovery, error)
 		r.Ballot.Epoch = max(r.Ballot.Epoch, s.Promised.Epoch)
 		r.Seen = max(r.Seen, s.Last)
 	}
+	next := max(ForcedVersion(r.Config.Version), ForcedVersion(r.Ballot.Epoch)) + forcedVersions
+	r.Ballot.Epoch = next + r.Ballot.Epoch%forcedVersions
 	if mutant.On("timid-force") {
 		r.Config.Version++
 		return r, nil
 	}
-	r.Config.Version += forcedVersions
+	r.Config.Version = next + r.Config.Version%forcedVersions
 	return r, nil
 }
 

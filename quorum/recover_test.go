@@ -112,3 +112,51 @@ func TestForcedConfigurationOutlivesItsRivals(t *testing.T) {
 	}
 	h2.flush(t, h2.put(t, "b"))
 }
+
+// Those who were given up may have promised a ballot beyond the forced one, to
+// somebody who had met that: whoever carried on with them beyond it would be obeyed by
+// those who went on, and what these have would be cut off.
+func TestForcedBallotIsNotOutbidByThoseGivenUp(t *testing.T) {
+	p := newTestPool(t, 4)
+	p.create(3)
+	h := p.nodes[0].open()
+	h.allDurable(t, h.put(t, "a"))
+	h.Close()
+	p.nodes[0].crash(true, 0)
+	p.nodes[1].crash(true, 0)
+	p.reach(p.nodes[3], p.nodes[2])
+	one := []Member{p.nodes[2].member()}
+	r, err := Recover(within(t), p.nodes[3].link, p.ids(), testGroup, one[0], one, p.nodes[3].boot)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h2 := p.nodes[3].open()
+	h2.flush(t, h2.put(t, "b"))
+	h2.Close()
+	for _, n := range []int{0, 1} {
+		for _, o := range []int{2, 3} {
+			p.net.Cut(p.nodes[n].id, p.nodes[o].id)
+			p.net.Cut(p.nodes[o].id, p.nodes[n].id)
+		}
+	}
+	p.nodes[0].start()
+	p.nodes[1].start()
+	p.reach(p.nodes[0], p.nodes[1])
+	beyond := prepareCall{group: testGroup, brick: p.nodes[1].brick, force: true,
+		ballot: Ballot{Epoch: r.Ballot.Epoch + 10, Node: p.nodes[0].id, Boot: p.nodes[0].boot}}
+	if _, err := p.nodes[0].link.Call(within(t), p.nodes[1].id, typePrepare, appendPrepare(nil, &beyond)); err != nil {
+		t.Fatal(err)
+	}
+	_, err = openFor(p.nodes[0], func(*ProposerConfig) {})
+	wantKind(t, err, fault.Unavailable)
+	for _, n := range []int{0, 1} {
+		for _, o := range []int{2, 3} {
+			p.net.Heal(p.nodes[n].id, p.nodes[o].id)
+			p.net.Heal(p.nodes[o].id, p.nodes[n].id)
+		}
+	}
+	p.reach(p.nodes[0], p.nodes[2])
+	h3 := p.nodes[0].open()
+	h3.want(t, "a b")
+	h3.flush(t, h3.put(t, "c"))
+}

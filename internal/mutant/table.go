@@ -55,6 +55,7 @@ var All = []Mutation{
 	{Name: "below-target", In: "quorum", Breaks: "Remove does not count who remains", Tests: []string{"TestRemoveKeepsWhatIsAskedFor"}},
 	{Name: "earlier-life", In: "quorum", Breaks: "journal records of an earlier life are read", Tests: []string{"TestEarlierLifeIsNotReplayed"}},
 	{Name: "own-disk-inline", In: "quorum", Breaks: "the holder writes its own copy itself", Tests: []string{"TestHazardHungDiskIsOneVoteLess"}},
+	{Name: "outbid-force", In: "quorum", Breaks: "an opening beyond a forced ballot carries on what was given up", Tests: []string{"TestForcedBallotIsNotOutbidByThoseGivenUp"}},
 	{Name: "shrink-first", In: "quorum", Breaks: "a replacement is a removal, then a joining", Tests: []string{"TestHazardShrinkThenGrow"}},
 	{Name: "stay-forever", In: "quorum", Breaks: "a member that was not told to leave never asks", Tests: []string{"TestReplacedMemberThatWasAwayLeaves"}},
 	{Name: "swap-early", In: "quorum", Breaks: "a configuration is proposed before its members have caught up", Tests: []string{"TestChangeWaitsUntilItCanBeChosen"}},
