@@ -49,7 +49,13 @@ func (f *memoryFile) Save(b []byte) error {
 	return nil
 }
 
-const stallMax = 2 * time.Second // a machine under load is no stalled disk
+const (
+	stallMax = 2 * time.Second // a machine under load is no stalled disk
+	// contactMax is for how long nodes of startDisks may not hear each other without
+	// consequences. None of its tests is about that, and a busy machine stands still for some
+	// hundred milliseconds.
+	contactMax = 2 * time.Second
+)
 
 // startDisks runs a pool of n nodes with two disks each and the volume v of 1 MiB.
 func startDisks(t *testing.T, n int) (context.Context, []*diskNode) {
@@ -81,9 +87,9 @@ func startDisks(t *testing.T, n int) (context.Context, []*diskNode) {
 		d.core, err = node.NewCore(node.CoreConfig{Pool: ident.PoolID{1}, Name: fmt.Sprintf("n%d", i+1), Addr: addr, Boot: 1,
 			Transport: tr, Bricks: d.bricks, StateFile: &memoryFile{}, First: i == 0, PoolName: "sim", OnPeers: tr.SetPeers, Log: log,
 			Tune: func(c *blockdev.Config) {
-				c.CheckpointBytes, c.TailBytes, c.CheckpointIdle, c.IOTimeout = 1<<20, 4<<20, 200*time.Millisecond, 4*time.Second
+				c.CheckpointBytes, c.TailBytes, c.CheckpointIdle, c.IOTimeout = 1<<20, 4<<20, 200*time.Millisecond, patience
 			},
-			Kouncil: kouncil.Config{PingInterval: pingInterval, SuspectAfter: suspectAfter, LeaseDuration: leaseDuration, LeaseMargin: leaseDuration / 5}})
+			Kouncil: kouncil.Config{PingInterval: pingInterval, SuspectAfter: contactMax, LeaseDuration: contactMax, LeaseMargin: contactMax / 5}})
 		if err != nil {
 			t.Fatal(err)
 		}

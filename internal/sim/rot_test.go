@@ -2,6 +2,7 @@ package sim
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"math/rand"
 	"slices"
@@ -10,10 +11,12 @@ import (
 	"time"
 
 	"github.com/gabion-storage/gabion/blockdev"
+	"github.com/gabion-storage/gabion/blockdev/tail"
 	"github.com/gabion-storage/gabion/dht/brick"
 	"github.com/gabion-storage/gabion/dht/extent"
 	"github.com/gabion-storage/gabion/internal/ident"
 	"github.com/gabion-storage/gabion/internal/vfs"
+	"github.com/gabion-storage/gabion/quorum"
 	"github.com/gabion-storage/gabion/target"
 )
 
@@ -71,8 +74,8 @@ func noise(v uint64) []byte {
 
 const rotten = 40 // blocks that are written
 
-// filled writes noise to the first blocks of v at a node; folded waits until
-// that is in extents on every brick.
+// filled writes noise to the first blocks of v at a node, and waits until every member
+// has it on disk: a flush waits for two of them. folded waits until it is in extents on every brick.
 func filled(t *testing.T, ctx context.Context, c *Cluster, folded bool) {
 	t.Helper()
 	s, _ := open(t, ctx, c.Nodes[0])
@@ -90,6 +93,15 @@ func filled(t *testing.T, ctx context.Context, c *Cluster, folded bool) {
 	if err := ended(t, flushed); err != nil {
 		t.Fatal(err)
 	}
+	v, err := c.Nodes[0].Manager.Attach(ctx, "v", false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	soon(t, ctx, "every member has the log on disk", func() bool {
+		status := v.Members().Status
+		most := slices.MaxFunc(status, func(a, b quorum.MemberStatus) int { return cmp.Compare(a.Durable, b.Durable) }).Durable
+		return len(status) == len(c.Nodes) && !slices.ContainsFunc(status, func(m quorum.MemberStatus) bool { return m.Durable < most })
+	})
 	for _, n := range c.Nodes {
 		for folded {
 			data, page := pieces(t, c, n)
@@ -152,7 +164,21 @@ func damage(t *testing.T, n *Node, ps []piece) {
 // startIdle is start with a volume whose log stays: nothing checkpoints it.
 func startIdle(t *testing.T, seed uint64) (context.Context, *Cluster) {
 	t.Helper()
-	return startTuned(t, seed, func(cfg *blockdev.Config) { cfg.CheckpointIdle = time.Hour })
+	return startTuned(t, seed, keepLog)
+}
+
+// keepLog lets a volume's log stay as it is. A tail counts by whole chunks of 1 MiB, of
+// which the first entry takes one: with less room a checkpoint would follow each write.
+func keepLog(cfg *blockdev.Config) {
+	cfg.CheckpointBytes, cfg.TailBytes = 8*tail.ChunkSize, 16*tail.ChunkSize
+	cfg.CheckpointIdle, cfg.IOTimeout = time.Hour, patience
+}
+
+// startPatient is start with a volume whose operations do not fail because a busy
+// machine lets them wait.
+func startPatient(t *testing.T) (context.Context, *Cluster) {
+	t.Helper()
+	return startTuned(t, 1, func(cfg *blockdev.Config) { cfg.IOTimeout = patience })
 }
 
 // holds demands that v has what filled wrote, as seen from a node that takes it.
@@ -194,7 +220,7 @@ func clean(t *testing.T, ctx context.Context, n *Node) {
 // one kind of place each. Whoever reads there gets what was written; a scrub
 // finds it and has it healed.
 func TestPitfallFlippedBitInAnExtent(t *testing.T) {
-	ctx, c := start(t, 1)
+	ctx, c := startPatient(t)
 	filled(t, ctx, c, true)
 	n := c.Nodes[1]
 	data, _ := pieces(t, c, n)
@@ -208,7 +234,7 @@ func TestPitfallFlippedBitInAnExtent(t *testing.T) {
 }
 
 func TestPitfallFlippedBitInAMapPage(t *testing.T) {
-	ctx, c := start(t, 1)
+	ctx, c := startPatient(t)
 	filled(t, ctx, c, true)
 	n := c.Nodes[1]
 	_, pages := pieces(t, c, n)
@@ -257,7 +283,7 @@ func journalRots(t *testing.T, alone bool) {
 }
 
 func TestPitfallFlippedBitInTheIndex(t *testing.T) {
-	ctx, c := start(t, 1)
+	ctx, c := startPatient(t)
 	filled(t, ctx, c, true)
 	n := c.Nodes[1]
 	v, _ := c.State.VolumeNamed("v")
@@ -275,7 +301,7 @@ func TestPitfallFlippedBitInTheIndex(t *testing.T) {
 // TestPitfallFlippedBitInStableState: promises cannot be healed from others. The
 // brick is broken and votes no more, the others go on, and a new brick takes over.
 func TestPitfallFlippedBitInStableState(t *testing.T) {
-	ctx, c := start(t, 1)
+	ctx, c := startPatient(t)
 	filled(t, ctx, c, true)
 	n := c.Nodes[1]
 	keys, err := n.stable.Keys()
@@ -322,7 +348,7 @@ func TestPitfallLyingDisk(t *testing.T) {
 // TestPitfallSickMemberIsNotInTheWay: the disk of one of three members hangs;
 // writes and flushes go on with the others.
 func TestPitfallSickMemberIsNotInTheWay(t *testing.T) {
-	ctx, c := start(t, 1)
+	ctx, c := startPatient(t)
 	s, _ := open(t, ctx, c.Nodes[0])
 	defer s.Close()
 	mustPut(t, s, 0, 1, true)
