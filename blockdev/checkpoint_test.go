@@ -81,10 +81,10 @@ func TestNothingIsFreedBeforeTheCheckpointIsChosen(t *testing.T) {
 	check(t, r.v, want, 0, size, 3)
 }
 
-// TestExtentsOfTheLogSurviveTheirHolder: a long write is in an extent of its
+// TestPitfallCollectionForgetsTheLog: a long write is in an extent of its
 // own that only the log names until the next checkpoint. Whoever attaches next
 // must neither drop it nor give its number away.
-func TestExtentsOfTheLogSurviveTheirHolder(t *testing.T) {
+func TestPitfallCollectionForgetsTheLog(t *testing.T) {
 	const size = 2 << 20
 	r := newRig(t, size, nil)
 	want := make([]byte, size)

@@ -75,7 +75,7 @@ func TestEpochSurvivesRestart(t *testing.T) {
 }
 
 // When Seal has returned, nothing of an older epoch is under way.
-func TestSealWaitsForOldPuts(t *testing.T) {
+func TestPitfallPutRacesWithASweep(t *testing.T) {
 	r := newRig(t, 1)
 	nd := r.nodes[0]
 	l := (*nd.store.local.Load())[0]

@@ -496,7 +496,7 @@ func TestNoMajority(t *testing.T) {
 }
 
 // Power fails everywhere; nodes come back one by one, in every order.
-func TestRestartOfAllInAnyOrder(t *testing.T) {
+func TestPitfallColdStartInAnyOrder(t *testing.T) {
 	for _, order := range [][]int{{0, 1, 2}, {0, 2, 1}, {1, 0, 2}, {1, 2, 0}, {2, 0, 1}, {2, 1, 0}} {
 		t.Run(fmt.Sprint(order), func(t *testing.T) {
 			run(t, 3, func(t *testing.T, r *rig) {

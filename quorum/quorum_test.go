@@ -51,7 +51,7 @@ func TestReceivedSurvivesTheDeathOfEveryProcess(t *testing.T) {
 	p.nodes[1].open().want(t, "a b")
 }
 
-func TestDurableSurvivesAPowerCutOfEveryNode(t *testing.T) {
+func TestHazardNoSyncAnywhere(t *testing.T) {
 	p := newTestPool(t, 3)
 	p.create(3)
 	h := p.nodes[0].open()
@@ -68,7 +68,7 @@ func TestDurableSurvivesAPowerCutOfEveryNode(t *testing.T) {
 
 // A takeover learns what was only received by a majority, although the holder
 // is gone with its copy, and makes it durable before the first read.
-func TestTakeoverChoosesWhatWasReceived(t *testing.T) {
+func TestPitfallBlockFlipsBackAfterATakeover(t *testing.T) {
 	p := newTestPool(t, 3)
 	p.create(3)
 	h := p.nodes[0].open()

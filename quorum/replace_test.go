@@ -223,7 +223,7 @@ func TestRemoveKeepsWhatIsAskedFor(t *testing.T) {
 }
 
 // A change that would not be chosen soon is not proposed: everything would wait for it.
-func TestChangeWaitsUntilItCanBeChosen(t *testing.T) {
+func TestPitfallNewMemberCountsTooEarly(t *testing.T) {
 	p := newTestPool(t, 4)
 	p.create(3)
 	h := p.nodes[0].open()

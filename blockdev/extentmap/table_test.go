@@ -356,7 +356,7 @@ func TestGetDuringCommit(t *testing.T) {
 
 // The memory of a table stays in its bound, when it was just built and after
 // three quarters of its extents died at random.
-func TestTableMemory(t *testing.T) {
+func TestHazardBookkeepingByBlock(t *testing.T) {
 	const extents, bound = 1_000_000, 64
 	tab := NewTable()
 	before := heapNow()

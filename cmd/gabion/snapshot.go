@@ -31,7 +31,10 @@ func (a *app) snapshotCreateCmd() *cobra.Command {
 		Short: "Create a snapshot",
 		Long: `Creates a snapshot of a volume, in use or not. Every write that was answered
 before is in it, and of later ones none or a first part, as after a power cut:
-a database or file system on it recovers as from one. A volume has at most 64.`,
+a database or file system on it recovers as from one. A volume has at most 64.
+
+There is no snapshot of several volumes at one moment: what must be consistent
+with each other belongs on one volume.`,
 		Args: exactly("VOLUME", "NAME"),
 		RunE: func(c *cobra.Command, args []string) error {
 			return a.ask(c, func(ctx context.Context, d control.Daemon) error {

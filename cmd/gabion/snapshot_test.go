@@ -1,7 +1,10 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"strings"
+	"testing"
 
 	"github.com/gabion-storage/gabion/internal/control"
 	"github.com/gabion-storage/gabion/internal/fault"
@@ -22,3 +25,23 @@ func (p *fixedPool) CreateSnapshot(_ context.Context, volume, name string) (*con
 }
 
 func (p *fixedPool) DeleteSnapshot(context.Context, string, string) error { return nil }
+
+// TestPitfallGroupSnapshotOfSeveralMoments: snapshots of several volumes that are taken one
+// after the other are not consistent with each other. So nobody who asks for a group gets
+// that: the command line is refused before any node is asked, and the help says why.
+func TestPitfallGroupSnapshotOfSeveralMoments(t *testing.T) {
+	for _, c := range []struct {
+		args string
+		code int
+		say  string
+	}{
+		{"volume snapshot create data wal monday", exitUsage, `unexpected argument "monday"`},
+		{"volume snapshot create --group data wal", exitUsage, "unknown flag: --group"},
+		{"volume snapshot create --help", exitOK, "no snapshot of several volumes at one moment"},
+	} {
+		var out bytes.Buffer
+		if code := run(t.Context(), strings.Fields(c.args), nil, &out, &out); code != c.code || !strings.Contains(out.String(), c.say) {
+			t.Errorf("gabion %s: exit code %d, %s", c.args, code, out.String())
+		}
+	}
+}

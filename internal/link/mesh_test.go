@@ -70,7 +70,7 @@ func startMesh(t *testing.T, cfg MeshConfig) (*Mesh, *logBuffer) {
 	return m, log
 }
 
-func TestHandshakeRefusesStrangers(t *testing.T) {
+func TestHazardStrangersInThePool(t *testing.T) {
 	ca := newPool(t)
 	good := identity(t, ca)
 	sameName, err := pki.NewCA(ca.Pool) // the right pool id, another authority

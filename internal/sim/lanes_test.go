@@ -12,10 +12,10 @@ import (
 	"github.com/gabion-storage/gabion/quorum"
 )
 
-// TestStatusWhileLanesMove: a new lane table moves a part of every lane to another brick.
+// TestPitfallSurplusWhileLanesMove: a new lane table moves a part of every lane to another brick.
 // No copy is missing at any time, and the holder never says so; at the end the copies are
 // where they should be, and nowhere else. A node that dies meanwhile is a copy less.
-func TestStatusWhileLanesMove(t *testing.T) {
+func TestPitfallSurplusWhileLanesMove(t *testing.T) {
 	t.Parallel()
 	c, err := New(1, 4, slog.New(slog.DiscardHandler), func(cfg *blockdev.Config) {
 		cfg.CheckpointBytes, cfg.TailBytes, cfg.CheckpointIdle = 1<<20, 4<<20, time.Hour

@@ -55,10 +55,10 @@ func hangUp(s target.Session, gone <-chan struct{}, under <-chan error) <-chan s
 	return hung
 }
 
-// TestResumeWaitsForTheLastOperation lets a client come back to the same node
+// TestPitfallLateRequestsOfADeadConnection lets a client come back to the same node
 // while a write of its old session is under way and cannot end: the new session
 // begins only after it, and the write does not land on what is written then.
-func TestResumeWaitsForTheLastOperation(t *testing.T) {
+func TestPitfallLateRequestsOfADeadConnection(t *testing.T) {
 	t.Parallel()
 	ctx, c := start(t, 1)
 	a := c.Nodes[0]

@@ -166,6 +166,31 @@ func TestLeaseEndsAfterItsTime(t *testing.T) {
 	})
 }
 
+// Two seconds in which nothing gets through, as on a machine that has other things to do,
+// cost no lease and leave no mark.
+func TestPitfallLeaseOnABusyMachine(t *testing.T) {
+	pool(t, 3, func(r *rig) {
+		a := r.nodes[0]
+		before, _ := a.LeaseMark(r.ids())
+		for _, b := range r.nodes[1:] {
+			r.net.Cut(a.self, b.self)
+			r.net.Cut(b.self, a.self)
+		}
+		for range 4 {
+			r.want(a.LeaseValid(r.ids()), "ended too early")
+			r.after(LeaseDurationDefault/5 - time.Millisecond)
+		}
+		r.want(a.LeaseValid(r.ids()), "ended too early")
+		for _, b := range r.nodes[1:] {
+			r.net.Heal(a.self, b.self)
+			r.net.Heal(b.self, a.self)
+		}
+		r.after(2 * PingIntervalDefault)
+		mark, ok := a.LeaseMark(r.ids())
+		r.want(ok && mark == before, "a gap that was none")
+	})
+}
+
 // A stopped process runs its next instruction with old pongs at hand.
 func TestLeaseIsInvalidInTheFirstInstructionAfterAStop(t *testing.T) {
 	pool(t, 3, func(r *rig) {

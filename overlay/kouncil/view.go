@@ -116,6 +116,10 @@ func (k *Kouncil) LeaseValid(nodes []ident.NodeID) bool {
 func (k *Kouncil) LeaseMark(nodes []ident.NodeID) (mark uint64, valid bool) {
 	now := k.cfg.Clock()
 	fresh := 0
+	lease := k.cfg.LeaseDuration
+	if mutant.On("lease-of-one-ping") {
+		lease = k.cfg.PingInterval * 3 / 2
+	}
 	k.mu.RLock()
 	for _, id := range nodes {
 		if id == k.self {
@@ -127,7 +131,7 @@ func (k *Kouncil) LeaseMark(nodes []ident.NodeID) (mark uint64, valid bool) {
 			continue
 		}
 		mark += p.gaps
-		if p.ponged != never && now-p.ponged < k.cfg.LeaseDuration {
+		if p.ponged != never && now-p.ponged < lease {
 			fresh++
 		}
 	}
