@@ -200,3 +200,39 @@ func TestPitfallAllocationBeforeTheAnswer(t *testing.T) {
 		t.Errorf("%.1f allocations for %d writes and a flush", per, writes)
 	}
 }
+
+// TestPitfallTornMap: wherever a crash ends the log, the blocks of one write are all there or
+// none of them: it is one record.
+func TestPitfallTornMap(t *testing.T) {
+	const n = 8 * BlockSize
+	r := newRig(t, 1<<20, nil)
+	first := r.log.next()
+	for i := range byte(4) {
+		if err := wait(r.v, func(d func(error)) { r.v.Write(bytes.Repeat([]byte{i + 1}, n), 0, false, d) }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	whole := r.log
+	last := whole.next() - 1
+	seen := map[byte]bool{}
+	for end := first - 1; end <= last; end++ {
+		r.crashOnly()
+		var rec *quorum.Recovered
+		whole.mu.Lock()
+		whole.received = end
+		whole.mu.Unlock()
+		r.log, rec = whole.reopened(true)
+		r.attach(rec)
+		p := make([]byte, n)
+		if err := r.v.ReadAt(t.Context(), p, 0); err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(p, bytes.Repeat(p[:1], n)) {
+			t.Fatalf("the log ends with slot %d of %d: the blocks of one write are of several", end, last)
+		}
+		seen[p[0]] = true
+	}
+	if len(seen) != 5 {
+		t.Fatalf("%d of 5 states were seen", len(seen))
+	}
+}

@@ -95,6 +95,9 @@ func (v *Volume) appendWrite(p []byte, block uint64) (slot uint64, err error) {
 	}
 	for len(p) > 0 {
 		n := min(len(p), inlineBytesMax)
+		if mutant.On("record-for-each-block") {
+			n = BlockSize
+		}
 		body := v.active.Alloc(entryHead + n)
 		if mutant.On("heap-for-each") {
 			body = make([]byte, entryHead+n)

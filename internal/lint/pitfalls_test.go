@@ -17,7 +17,7 @@ import (
 // defect of package mutant shows that they see the pitfall; without is why there is none.
 var pitfalls = []struct{ what, tests, without string }{
 	// of replicated block devices
-	{"torn records and torn maps", "TestPitfallTornWrite TestTornTailCut TestTornMiddleRefused TestPowerCuts TestCrashTearsSectorsWhenAsked", ""},
+	{"torn records and torn maps", "TestPitfallTornMap TestPitfallTornWrite TestTornTailCut TestTornMiddleRefused TestPowerCuts TestCrashTearsSectorsWhenAsked", ""},
 	{"a voter that lost its log votes", "TestHazardForgottenPromiseOfADeadOpening TestHazardWipedDiskVotes TestHazardForgottenPromise TestPitfallFlippedBitInTheJournal TestPitfallFlippedBitInStableState", ""},
 	{"a map that names extents with too few copies", "TestPitfallMapNamesExtentsWithTooFewCopies TestWholePools", ""},
 	{"a put that races with a sweep of the same content", "TestEqualDataOfOtherAttemptsHasOtherAddresses TestPitfallPutRacesWithASweep", ""},
