@@ -112,3 +112,6 @@ func (v *Volume) Name() string { return v.cfg.Name }
 
 // Epoch of this attachment.
 func (v *Volume) Epoch() uint64 { return v.epoch }
+
+// NextSlot is the slot of the log that the next change will have.
+func (v *Volume) NextSlot() uint64 { return v.log.Next() }

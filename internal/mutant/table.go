@@ -20,7 +20,7 @@ var All = []Mutation{
 	{Name: "lease-once", In: "blockdev", Breaks: "the lease is not looked at again when the bytes of a read are there", Tests: []string{"TestPitfallStaleHolderReads"}},
 	{Name: "lose-zero", In: "blockdev", Breaks: "zeroing is not applied on replay", Tests: []string{"TestVolumeMatchesFlatArray", "TestZeroingSurvivesTheHolder"}, Whole: 3, Only: "takeover,kill"},
 	{Name: "no-relief", In: "blockdev", Breaks: "a tail that does not fit is not folded in parts", Tests: []string{"TestTrimMakesRoomOnFullBricks"}},
-	{Name: "open-given-up", In: "blockdev", Breaks: "a node attaches by an old catalog, or one of unknown age, what a forced recovery gave up", Tests: []string{"internal/sim.TestThoseGivenUpOpenNothing"}},
+	{Name: "open-given-up", In: "blockdev", Breaks: "a node attaches by an old catalog, or one of unknown age, what a forced recovery gave up", Tests: []string{"internal/sim.TestThoseGivenUpOpenNothing"}, Whole: 6, Only: "force"},
 	{Name: "record-for-each-block", In: "blockdev", Breaks: "a write of several blocks is as many records", Tests: []string{"TestPitfallTornMap"}},
 	{Name: "resume-at-once", In: "blockdev", Breaks: "a session does not wait for operations of the one before", Tests: []string{"internal/sim.TestPitfallLateRequestsOfADeadConnection"}},
 	{Name: "reuse-extent-number", In: "blockdev", Breaks: "numbers of replayed extents are drawn again", Tests: []string{"TestVolumeMatchesFlatArray", "TestPitfallCollectionForgetsTheLog"}},

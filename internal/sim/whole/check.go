@@ -117,18 +117,18 @@ func judge(rows []row) (ok, decided bool) {
 	return ok, steps <= stepsMax
 }
 
-// rows is the history of one block, ready to be judged. Writes of unknown
+// rows is the history of one block in one world, ready to be judged. Writes of unknown
 // outcome that nobody saw are left out: they are as good as never done. One that
 // was seen took effect before it was seen, and before a later epoch answered
 // anything: a takeover settles what was under way. late is a write that began only
 // then and was seen nevertheless.
-func (h *history) rows(block int) (out []row, late *row) {
-	losses := len(h.losses) > 0
-	for _, r := range h.blocks[block] {
+func (h *history) rows(block int, in world) (out []row, late *row) {
+	all := in.of(h.blocks[block])
+	for _, r := range all {
 		if r.kind == opWrite && r.ret == never {
 			seen := int64(never)
 			found := false
-			for _, o := range h.blocks[block] {
+			for _, o := range all {
 				if o.kind != opRead || o.ret < r.call {
 					continue
 				}
@@ -141,7 +141,7 @@ func (h *history) rows(block int) (out []row, late *row) {
 			if !found {
 				continue
 			}
-			settled := h.settled(r.epoch)
+			settled := h.settled(r.epoch, in)
 			switch {
 			case r.id == 0 && settled < r.call: // zeros are from anybody
 				continue
@@ -156,39 +156,46 @@ func (h *history) rows(block int) (out []row, late *row) {
 		}
 		out = append(out, r)
 	}
-	if losses && len(out) > 0 {
-		out = append(append(out, h.flushes...), h.losses...)
+	if losses := in.losses(h.losses); len(losses) > 0 && len(out) > 0 {
+		out = append(append(out, in.of(h.flushes)...), losses...)
 	}
 	return out, late
 }
 
-// check judges the whole history of a volume, block by block.
+// check judges the whole history of a volume, block by block, in each of its worlds.
 func (w *World) check(v *volume) {
-	h := &v.hist
-	for b := range h.blocks {
-		rows, late := h.rows(b)
-		if late != nil {
-			w.violated("%s: block %d shows a write that began when a later epoch had answered: %v", v.name, b, late)
-			return
-		}
-		ok, decided := judge(rows)
-		for part := 2; !decided && part <= 16; part *= 2 {
-			if part == 2 {
-				h.undecided++
+	for _, in := range v.hist.worlds() {
+		for b := range v.hist.blocks {
+			if w.sound() {
+				w.checkBlock(v, b, in)
 			}
-			// A disk's history begins like one.
-			ends := endsOf(rows)
-			rows = before(rows, ends[len(ends)/part])
-			ok, decided = judge(rows)
 		}
-		if !decided {
-			continue
+	}
+}
+
+func (w *World) checkBlock(v *volume, b int, in world) {
+	h := &v.hist
+	rows, late := h.rows(b, in)
+	if late != nil {
+		w.violated("%s: block %d shows a write that began when a later epoch had answered: %v", v.name, b, late)
+		return
+	}
+	ok, decided := judge(rows)
+	for part := 2; !decided && part <= 16; part *= 2 {
+		if part == 2 {
+			h.undecided++
 		}
-		h.checked += len(rows)
-		if !ok {
-			w.violated("%s: the history of block %d is not that of a disk\n%s", v.name, b, explain(rows))
-			return
-		}
+		// A disk's history begins like one.
+		ends := endsOf(rows)
+		rows = before(rows, ends[len(ends)/part])
+		ok, decided = judge(rows)
+	}
+	if !decided {
+		return
+	}
+	h.checked += len(rows)
+	if !ok {
+		w.violated("%s: the history of block %d%s is not that of a disk\n%s", v.name, b, in, explain(rows))
 	}
 }
 
@@ -257,6 +264,9 @@ func (r row) String() string {
 		fua := ""
 		if r.fua {
 			fua = " fua"
+		}
+		if r.maybe {
+			fua += ", or nothing"
 		}
 		return s + fmt.Sprintf("write mask %08b := %d%s", r.mask, r.id, fua)
 	case opFlush:

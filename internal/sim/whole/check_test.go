@@ -2,6 +2,7 @@ package whole
 
 import (
 	"log/slog"
+	"slices"
 	"testing"
 )
 
@@ -42,5 +43,59 @@ func TestTangledHistoriesAreJudgedInTheirBeginning(t *testing.T) {
 		if (w.violation != "") != c.violated || v.hist.undecided != c.undecided || !c.violated && (v.hist.checked > 0) != c.judged {
 			t.Errorf("%+v: %d undecided, %d checked, violation %q", c, v.hist.undecided, v.hist.checked, w.violation)
 		}
+	}
+}
+
+// recovered is a volume of one block with three writes in epoch 1, each with a slot of its
+// own and read back, that was recovered by force from a survivor with all up to slot
+// kept, and shows write shown then, in epoch 1<<32.
+func recovered(kept, last uint64, shown uint32) *volume {
+	v := &volume{name: "v"}
+	at := int64(0)
+	row := func(kind opKind, epoch, slot uint64, id uint32) {
+		r := row{kind: kind, call: at, ret: at + 3, mask: 1, epoch: epoch, lo: slot, hi: slot}
+		if at += 10; kind == opWrite {
+			r.id = id
+		} else {
+			r.got[0] = id
+		}
+		v.hist.blocks[0] = append(v.hist.blocks[0], r)
+	}
+	for id := uint32(1); id <= 3; id++ {
+		row(opWrite, 1, uint64(id), id)
+		row(opRead, 1, uint64(id), id)
+	}
+	v.hist.forced = &forcing{at: at, epoch: 1 << 32, opened: 1, openedMax: 1, kept: kept, last: last}
+	row(opRead, 1<<32, 4, shown)
+	row(opWrite, 1<<32, 5, 5)
+	row(opRead, 1<<32, 5, 5)
+	return v
+}
+
+// What the survivor had is there after a forced recovery, nothing older; what it had not
+// is gone for ever; between them either may be.
+func TestForcedRecoveryKeepsWhatTheSurvivorHad(t *testing.T) {
+	for _, c := range []struct {
+		kept, last uint64
+		shown      []uint32 // that are right
+	}{
+		{kept: 3, last: 3, shown: []uint32{3}}, // nothing is missing, nothing may be lost
+		{kept: 2, last: 2, shown: []uint32{2}},
+		{kept: 0, last: 0, shown: []uint32{0}},
+		{kept: 1, last: 2, shown: []uint32{1, 2}},
+		{kept: 1, last: 9, shown: []uint32{1, 2, 3}},
+	} {
+		for shown := range uint32(5) {
+			w := &World{log: slog.New(slog.DiscardHandler), stopped: make(chan struct{})}
+			w.check(recovered(c.kept, c.last, shown))
+			if right := slices.Contains(c.shown, shown); right != (w.violation == "") {
+				t.Errorf("slots %d to %d kept, %d shown: %q", c.kept, c.last, shown, w.violation)
+			}
+		}
+	}
+	w, v := &World{log: slog.New(slog.DiscardHandler), stopped: make(chan struct{})}, recovered(2, 2, 2)
+	v.hist.blocks[0][3].got[0] = 1 // an old read that was wrong stays wrong
+	if w.check(v); w.violation == "" || v.hist.givenUp() != 1 {
+		t.Errorf("%d given up, violation %q", v.hist.givenUp(), w.violation)
 	}
 }

@@ -53,10 +53,10 @@ func (w *World) churn(rng *rand.Rand, stop chan struct{}) {
 }
 
 // leastCopies is how few copies a volume may have: the loss of a machine leaves
-// two of three, and damage on one disk leaves one of two.
+// two of three, that of two leaves one, and damage on one disk leaves one of two.
 func (w *World) leastCopies() int {
 	switch {
-	case w.wipes:
+	case w.wipes, w.forces:
 		return 3
 	case w.lies:
 		return 2

@@ -3,6 +3,7 @@ package whole
 import (
 	"context"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"time"
 
@@ -80,11 +81,18 @@ func (c *client) enter() bool {
 		}
 		return false
 	}
+	return c.enterAt(i, p, func() bool { return c.rng.IntN(6) == 0 })
+}
+
+// enterAt opens a session at machine i; if it is busy elsewhere, by a takeover if that
+// is wanted.
+func (c *client) enterAt(i int, p *process, takeover func() bool) bool {
+	w, v, m := c.w, c.v, p.m
 	m.thaw(p)
 	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
 	defer cancel()
 	s, gone, err := p.core.Manager.Open(ctx, v.name, c.name)
-	if fault.Is(err, fault.Busy) && c.rng.IntN(6) == 0 {
+	if fault.Is(err, fault.Busy) && takeover() {
 		w.count("takeover", "%s takes %s over at %s", c.name, v.name, m.name)
 		if _, err = p.core.Manager.Attach(ctx, v.name, true); err == nil {
 			s, gone, err = p.core.Manager.Open(ctx, v.name, c.name)
@@ -179,6 +187,7 @@ func (c *client) begin(a *action) *action {
 		fill(a.data, a.row.id, int64(a.first))
 	}
 	a.row.call = c.w.tick(uint64(a.kind))
+	a.row.lo = c.slot()
 	a.floor = c.v.epoch
 	switch {
 	case a.kind == opRead:
@@ -214,6 +223,7 @@ func (c *client) end(a *action) bool {
 	case <-c.p.dead:
 		err = errDead
 	}
+	a.row.hi = c.slot() - 1
 	c.w.mu.Lock()
 	c.w.ops++
 	if err != nil {
@@ -222,7 +232,7 @@ func (c *client) end(a *action) bool {
 	c.w.mu.Unlock()
 	a.row.at = time.Since(c.w.began)
 	if err != nil {
-		a.row.ret = never
+		a.row.ret, a.row.hi = never, math.MaxUint64
 		if fault.Is(err, fault.Corrupt) && !c.w.lies {
 			c.w.violated("%s: %s finds damage on honest disks: %v", c.v.name, c.where, err)
 		}
@@ -256,6 +266,9 @@ func (c *client) end(a *action) bool {
 	}
 	return err == nil
 }
+
+// slot is the one that the next change in this session will have.
+func (c *client) slot() uint64 { return c.s.(interface{ NextSlot() uint64 }).NextSlot() }
 
 // blocks notes an operation for each block that it touches.
 func (c *client) blocks(a *action, f func(first int, r *row)) {

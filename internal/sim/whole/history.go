@@ -52,6 +52,7 @@ type row struct {
 	mask      uint8 // sectors
 	fua       bool
 	epoch     uint64          // of the session
+	lo, hi    uint64          // slots of the log that it used, or saw: from lo on, none beyond hi
 	maybe     bool            // it may also have done nothing
 	id        uint32          // of a write; 0 writes zeros
 	got       [sectors]uint32 // by a read, in the sectors of mask
@@ -67,6 +68,7 @@ type history struct {
 	losses  []row
 	last    uint32           // id of the newest write
 	first   map[uint64]int64 // for each epoch, when it first answered anything
+	forced  *forcing         // nil: never
 	checked int
 	// undecided counts blocks of whose history only a beginning was judged, or none.
 	undecided int
@@ -117,11 +119,11 @@ func (h *history) answered(r row) {
 }
 
 // settled is when what is left of an epoch has taken effect or never will: when
-// a later one has answered.
-func (h *history) settled(epoch uint64) int64 {
+// a later one has answered, in the world that is looked at.
+func (h *history) settled(epoch uint64, in world) int64 {
 	at := int64(never)
 	for e, t := range h.first {
-		if e > epoch {
+		if e > epoch && in.knows(e) {
 			at = min(at, t)
 		}
 	}

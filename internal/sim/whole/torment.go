@@ -46,6 +46,7 @@ var kinds = []kind{
 	{"join", 1, join},
 	{"drain", 1, drain},
 	{"wipe", 1, wipe},
+	{"force", 8, force},
 }
 
 // Kinds lists the names of all faults.
@@ -91,8 +92,14 @@ var lies = []string{"disk-rot", "disk-lost-write", "disk-misdirected-write"}
 func (w *World) choose(rng *rand.Rand) (in []kind) {
 	lie := rng.IntN(2) == 0
 	for _, k := range kinds {
-		use := (rng.IntN(5) < 3 || k.name == "takeover") && !slices.Contains(w.opt.Without, k.name)
+		coin := rng
+		if k.name == "force" { // so that the other kinds are those that the seed always drew
+			coin = w.stream(forForce)
+		}
+		use := (coin.IntN(5) < 3 || k.name == "takeover") && !slices.Contains(w.opt.Without, k.name)
 		switch {
+		case k.name == "force":
+			use = use && !lie
 		case k.name == "wipe":
 			use = use && !lie
 		case slices.Contains(lies, k.name):

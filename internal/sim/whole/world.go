@@ -46,6 +46,7 @@ type Result struct {
 	Undecided int            `json:"undecided"` // blocks whose history was too tangled to be judged to its end
 	Faults    map[string]int `json:"faults"`    // by kind
 	Attaches  int            `json:"attaches"`  // sessions that clients opened
+	GivenUp   int            `json:"given_up"`  // answered changes and flushes that a forced recovery gave up
 	Trace     uint64         `json:"trace"`     // of everything that clients saw: equal for equal runs
 	Violation string         `json:"violation"` // empty if all is well
 	Events    []string       `json:"events"`    // faults and what came of them, if something was violated
@@ -78,6 +79,8 @@ type World struct {
 	events     []string
 	wipes      bool // machines may get lost in this run
 	lies       bool // a disk may damage data silently
+	forces     bool // volumes may be recovered by force
+	forcing    bool // one is now
 	violation  string
 	stopped    chan struct{} // closed at the first violation
 	ended      chan struct{} // closed when all is over
@@ -97,6 +100,7 @@ const (
 	forChurn
 	forMood
 	forClients // and above
+	forForce   = 1 << 20
 )
 
 func (w *World) stream(n uint64) *rand.Rand { return rand.New(rand.NewPCG(w.opt.Seed, n)) }
@@ -122,6 +126,7 @@ func Run(opt Options) Result {
 	for _, v := range append(w.volumes, w.passing...) {
 		r.Checked += v.hist.checked
 		r.Undecided += v.hist.undecided
+		r.GivenUp += v.hist.givenUp()
 	}
 	if w.violation != "" {
 		r.Events = w.events
@@ -140,6 +145,7 @@ func (w *World) play() {
 	for _, k := range in {
 		w.wipes = w.wipes || k.name == "wipe"
 		w.lies = w.lies || slices.Contains(lies, k.name)
+		w.forces = w.forces || k.name == "force"
 	}
 	if !w.found(n, rng) || !w.furnish(rng) {
 		return
