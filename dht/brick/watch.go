@@ -182,6 +182,10 @@ func (x watchedFS) Rename(from, to string) error {
 func (x watchedFS) SyncDir(dir string) error {
 	return x.do("syncdir", dir, func() error { return x.FS.SyncDir(dir) })
 }
+func (x watchedFS) Free() (free, total int64, err error) {
+	err = x.do("free", "", func() (err error) { free, total, err = x.FS.Free(); return err })
+	return free, total, err
+}
 func (x watchedFS) List(dir string) (names []string, err error) {
 	return names, x.do("list", dir, func() error { names, err = x.FS.List(dir); return err })
 }
