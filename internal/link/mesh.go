@@ -46,8 +46,8 @@ type MeshConfig struct {
 }
 
 // Mesh is the Transport between real nodes: TCP with mutual TLS 1.3. It dials
-// two connections to each peer (SetPeers), one for bulk messages and one for
-// everything else, and accepts the same from any node that shows a certificate
+// three connections to each peer (SetPeers), one for bulk messages, one for what nobody
+// waits for and one for everything else, and accepts the same from any node that shows a certificate
 // of the pool, listed or not: it may have joined a moment ago. Connections
 // without messages send nothing: there are no keep-alives, dead peers are found
 // by TCP_USER_TIMEOUT and by the overlay's pings.
