@@ -109,9 +109,8 @@ func (o *opener) attempt(ctx context.Context) (*Proposer, *Recovered, error) {
 		return nil, nil, fault.New(fault.Corrupt, "quorum.open", o.cfg.Group.String(), err)
 	}
 	p := newProposer(o.cfg, core)
-	last := core.Next() - 1
+	seen, last := core.Commit(), core.Next()-1
 	p.pump()
-	seen := core.Commit()
 	if err := p.until(ctx, func() bool {
 		if c := core.Commit(); c != seen {
 			seen = c

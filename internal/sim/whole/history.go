@@ -45,6 +45,8 @@ const (
 	opLoss
 )
 
+func (k opKind) String() string { return [...]string{"read", "write", "flush", "loss"}[k] }
+
 // row is an operation on one block, from moment call to moment ret.
 type row struct {
 	call, ret int64
