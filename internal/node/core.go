@@ -64,18 +64,19 @@ type Core struct {
 	Pool      *pool.Pool
 	Manager   *blockdev.Manager
 
-	ctx      context.Context
-	cancel   context.CancelFunc
-	wg       sync.WaitGroup
-	resigned atomic.Bool   // this node is being drained
-	changed  chan struct{} // this node's record may not be true any more
-	scrubs   scrubs
-	events   chan struct{} // something changed that maintenance may care about
-	swept    map[ident.VolumeID]bool
-	resweep  atomic.Bool // a brick came that has not been swept
-	bricksMu sync.Mutex
-	bricks   []*brick.Brick            // in use here, broken ones included; guarded by bricksMu
-	mended   map[ident.VolumeID]uint64 // lane table version at which a volume was last found complete
+	ctx       context.Context
+	cancel    context.CancelFunc
+	wg        sync.WaitGroup
+	resigned  atomic.Bool   // this node is being drained
+	resigning sync.Mutex    // while the manager is told
+	changed   chan struct{} // this node's record may not be true any more
+	scrubs    scrubs
+	events    chan struct{} // something changed that maintenance may care about
+	swept     map[ident.VolumeID]bool
+	resweep   atomic.Bool // a brick came that has not been swept
+	bricksMu  sync.Mutex
+	bricks    []*brick.Brick            // in use here, broken ones included; guarded by bricksMu
+	mended    map[ident.VolumeID]uint64 // lane table version at which a volume was last found complete
 }
 
 // NewCore builds the parts and registers their handlers. Nothing runs yet.

@@ -23,7 +23,11 @@ func (c *Core) follow(st *pool.State) {
 		return
 	}
 	c.cfg.Log.Info("standing in the pool changed", "standing", string(me.Standing))
-	c.wg.Go(func() { c.Manager.Resign(resign) })
+	c.wg.Go(func() { // one after the other, and each by the newest word
+		c.resigning.Lock()
+		defer c.resigning.Unlock()
+		c.Manager.Resign(c.resigned.Load())
+	})
 }
 
 // recordVoters tells the catalog who votes on the volumes that are held here, where

@@ -107,9 +107,10 @@ func (w *World) configs() map[ident.GroupID]quorum.Config {
 	return newest
 }
 
-// stand decides about a node until the pool has it.
+// stand decides about a node until the pool has it, or the operator decided otherwise.
 func (w *World) stand(m *machine, to pool.Standing) {
 	var err error
+	word := m.word.Add(1)
 	defer func() {
 		if err != nil && !w.sound() {
 			w.event("%s: not %v: %v", m.name, to, err)
@@ -118,6 +119,9 @@ func (w *World) stand(m *machine, to pool.Standing) {
 	for w.sound() {
 		for _, o := range w.machines {
 			p := o.running()
+			if m.word.Load() != word {
+				return
+			}
 			if p == nil {
 				continue
 			}
@@ -128,6 +132,24 @@ func (w *World) stand(m *machine, to pool.Standing) {
 			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 			err = p.core.Pool.Submit(ctx, pool.Command{SetStanding: &pool.SetStanding{Node: m.id, From: r.Standing, Standing: to, When: time.Now().Unix()}})
 			cancel()
+		}
+		w.sleep(time.Second)
+	}
+}
+
+// keep ends a drain of which the operator thought better, if a request that seemed lost
+// brought it about after all.
+func (w *World) keep(m *machine) {
+	for w.sound() {
+		for _, o := range w.machines {
+			p := o.running()
+			if p == nil {
+				continue
+			}
+			if r, ok := p.core.Pool.State().Node(m.id); !ok || r.Standing != pool.Draining {
+				return
+			}
+			w.stand(m, pool.Member)
 		}
 		w.sleep(time.Second)
 	}

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/gabion-storage/gabion/blockdev"
@@ -38,7 +39,8 @@ type machine struct {
 	coin   *rand.Rand    // how long its disk takes
 	busy   bool          // a fault has it
 
-	gone, leaving bool // for good; while it is emptied
+	gone, leaving bool          // for good; while it is emptied
+	word          atomic.Uint64 // how many decisions the operator made about it
 }
 
 // process is one life of a node.

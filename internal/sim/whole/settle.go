@@ -28,6 +28,11 @@ func (w *World) heal() bool {
 
 // settle demands that the healed pool works and becomes whole.
 func (w *World) settle() {
+	for _, m := range w.machines {
+		if !m.gone && !m.leaving {
+			w.within(patience, m.name+" is kept", func() { w.keep(m) })
+		}
+	}
 	for _, v := range w.volumes {
 		w.within(patience, v.name+" serves again", func() { w.tour(v) })
 	}
