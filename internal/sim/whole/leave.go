@@ -62,6 +62,9 @@ func wipe(w *World, rng *rand.Rand) { w.wipe(w.pick(rng)) }
 // wipe takes a machine away for good, with its disk; the operator says so.
 func (w *World) wipe(m *machine) {
 	in := w.stayers()
+	if w.forcing { // the pool has to decide without those who are given up
+		return
+	}
 	if len(in) <= w.copiesMax() || len(in) < len(w.machines) || m.leaving || !w.spare(m) || !m.take() { // for ever
 		return
 	}

@@ -46,7 +46,7 @@ var kinds = []kind{
 	{"join", 1, join},
 	{"drain", 1, drain},
 	{"wipe", 1, wipe},
-	{"force", 8, force},
+	{"force", 3, force},
 }
 
 // Kinds lists the names of all faults.
