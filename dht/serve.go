@@ -57,8 +57,9 @@ func (s *Store) enter(op string, brick ident.BrickID, v ident.VolumeID, epoch ui
 	return l, leave, err
 }
 
-// servePut stores a batch, durable on return. The brick checks every extent
-// against its address before it writes, but for what this node has just hashed.
+// servePut stores a batch, durable on return. The brick compares every extent with
+// its checksum, or with its address if it has none, before it writes; but for what this
+// node has just hashed.
 // done is called when the disk has let go of the bytes; not if it was not asked.
 func (s *Store) servePut(r putRequest, done func()) error {
 	l, leave, err := s.enter("dht.put", r.brick, r.volume, r.epoch)

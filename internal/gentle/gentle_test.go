@@ -39,7 +39,7 @@ func TestRunsAtLowPriority(t *testing.T) {
 }
 
 func TestRunsAtOnceAndNested(t *testing.T) {
-	const n = 20
+	const n = ThreadsMax + 20 // some run in place
 	var all, here sync.WaitGroup
 	here.Add(n)
 	for range n {
@@ -48,6 +48,9 @@ func TestRunsAtOnceAndNested(t *testing.T) {
 				here.Done()
 				here.Wait() // all of them are running
 				Run(func() {})
+				if k := threads.Load(); k > ThreadsMax {
+					t.Errorf("%d threads", k)
+				}
 			})
 		})
 	}
