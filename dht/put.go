@@ -101,10 +101,8 @@ func (s *Store) PutTo(ctx context.Context, b overlay.BrickRef, vol ident.VolumeI
 		all[i] = i
 	}
 	p := &put{store: s, volume: vol, epoch: epoch, xs: xs, gentle: true}
-	var err error
 	for _, part := range p.messages(all) {
-		s.cfg.Gently(func() { err = p.send(ctx, b, part) })
-		if err != nil {
+		if err := p.send(ctx, b, part); err != nil {
 			return err
 		}
 	}

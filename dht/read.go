@@ -67,9 +67,8 @@ func (s *Store) getWith(ctx context.Context, t *tries) ([]byte, error) {
 	if t.gentle {
 		way = readWay{typeReadGently, s.cfg.Gently}
 	}
-	fetch := func(ctx context.Context, b overlay.BrickRef) (data []byte, err error) {
-		way.run(func() { data, err = s.wholeFrom(ctx, b, t.addr, way) })
-		return data, err
+	fetch := func(ctx context.Context, b overlay.BrickRef) ([]byte, error) {
+		return s.wholeFrom(ctx, b, t.addr, way)
 	}
 	err := s.fromHolders(ctx, len(s.lane(t.addr)), t, fetch, func(got []byte) error { data = got; return nil })
 	return data, err
@@ -138,7 +137,9 @@ func (s *Store) wholeFrom(ctx context.Context, b overlay.BrickRef, addr ident.Ad
 	} else if data, err = s.call(ctx, b.Node, way.typ, readRequest{brick: b.Brick, addr: addr}.encode()); err != nil {
 		return nil, err
 	}
-	if sha256.Sum256(data) != addr && !mutant.On("accept-unverified") {
+	var sum ident.Addr
+	way.run(func() { sum = sha256.Sum256(data) })
+	if sum != addr && !mutant.On("accept-unverified") {
 		return nil, fault.Newf(fault.Corrupt, "dht.read", addr.Short(), "the bytes are not those of the address")
 	}
 	return data, nil

@@ -1,76 +1,69 @@
 // Package gentle runs work that nobody waits for, such as repair, where it is in nobody's
-// way: on threads of low priority. A goroutine has no priority of its own, and a core that
+// way: on a thread of low priority. A goroutine has no priority of its own, and a core that
 // hashes and encrypts a megabyte for a new copy is a core that a flush waits for.
 package gentle
 
 import (
 	"runtime"
-	"sync/atomic"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
 const (
-	// Nice is the nice value of the threads. A thread that wakes up takes the core from one of
-	// these at once; where all cores are busy, these still get a tenth of what others get, so that
-	// redundancy comes back in the end.
+	// Nice is the nice value of a thread while it runs such work. Where all cores are busy, it
+	// still gets a tenth of what others get, so that redundancy comes back in the end.
 	Nice = 10
-	// ThreadsMax bounds the threads, the sleeping ones included.
-	ThreadsMax = 64
-	// idleMax is how long a thread without work stays.
-	idleMax = 5 * time.Second
+	// Slice is how long a turn on a core it asks of the kernel: the longest there is. Since
+	// Linux 6.12 a thread that wakes up takes the core at once from one that asked for a longer turn, but waits for
+	// the end of the turn of any other, whatever their nice values. Older kernels go by the nice value.
+	Slice = 100 * time.Millisecond
 )
 
-var (
-	work    = make(chan func())
-	threads atomic.Int64
-)
-
-// Run runs f on a thread of low priority and returns when f has. It never waits for a
-// thread: beyond ThreadsMax, f runs where Run was called, with the usual priority, as it does where the
-// kernel forbids to lower one. So f may call Run, and wait for what others run.
+// Run runs f on this goroutine, and its thread gives way to all others meanwhile. It is for
+// work that computes or is in the kernel: whenever f waits for another goroutine, that costs a switch
+// of threads. f may call Run. A process that may not raise the priority of a thread again (it needs
+// CAP_SYS_NICE, or a limit RLIMIT_NICE as high as its own priority) runs f with the usual one.
 func Run(f func()) {
-	done := make(chan struct{})
-	job := func() { defer close(done); f() }
-	select {
-	case work <- job:
-	default:
-		if !another() {
-			f()
-			return
-		}
-		go worker(job)
+	if !permitted() {
+		f()
+		return
 	}
-	<-done
-}
-
-// another counts one more thread, if there may be one.
-func another() bool {
-	for n := threads.Load(); n < ThreadsMax; n = threads.Load() {
-		if threads.CompareAndSwap(n, n+1) {
-			return true
-		}
-	}
-	return false
-}
-
-// worker has a thread to itself until it ends, and the thread with it: whoever may lower
-// a priority may not raise it again.
-func worker(job func()) {
-	defer threads.Add(-1)
 	runtime.LockOSThread()
-	// Best effort: it tells how soon, not whether.
-	_ = unix.Setpriority(unix.PRIO_PROCESS, unix.Gettid(), Nice)
-	idle := time.NewTimer(idleMax)
-	defer idle.Stop()
-	for {
-		job()
-		idle.Reset(idleMax)
-		select {
-		case job = <-work:
-		case <-idle.C:
-			return
-		}
+	usual, err := lower()
+	if err != nil {
+		runtime.UnlockOSThread()
+		f()
+		return
 	}
+	defer func() {
+		// A thread that stays low must not run other goroutines: it is left locked, and so ends with this one.
+		if unix.SchedSetAttr(0, usual, 0) == nil {
+			runtime.UnlockOSThread()
+		}
+	}()
+	f()
 }
+
+// lower lowers the priority of this thread and tells what it was.
+func lower() (usual *unix.SchedAttr, err error) {
+	if usual, err = unix.SchedGetAttr(0, 0); err != nil {
+		return nil, err
+	}
+	low := *usual
+	low.Nice, low.Runtime = max(usual.Nice, Nice), uint64(Slice)
+	return usual, unix.SchedSetAttr(0, &low, 0)
+}
+
+// permitted tells whether the kernel lets a thread have its priority back: it is tried once,
+// on a thread that ends with that.
+var permitted = sync.OnceValue(func() bool {
+	done := make(chan bool)
+	go func() {
+		runtime.LockOSThread()
+		usual, err := lower()
+		done <- err == nil && unix.SchedSetAttr(0, usual, 0) == nil
+	}()
+	return <-done
+})

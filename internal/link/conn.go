@@ -95,7 +95,7 @@ func (c *conn) post(ctx context.Context, h header, mode postMode, wait bool, buf
 	if n >= directMin && mode != postLater && !c.flushing && len(c.pending) == 0 {
 		c.flushing, c.taken = true, n
 		c.mu.Unlock()
-		c.direct(h, bufs)
+		c.gently(func() { c.direct(h, bufs) })
 		c.base.sent.Add(1)
 		c.base.sentBytes.Add(uint64(n))
 		return nil
@@ -112,7 +112,7 @@ func (c *conn) post(ctx context.Context, h header, mode postMode, wait bool, buf
 		if mode == postYield {
 			runtime.Gosched()
 		}
-		c.drain(false)
+		c.gently(func() { c.drain(false) })
 	}
 	c.base.sent.Add(1)
 	c.base.sentBytes.Add(uint64(n))
@@ -224,11 +224,7 @@ func (c *conn) writer() {
 			c.end(fault.New(fault.Unavailable, "link.send", c.peer.Short(), err))
 			return
 		}
-		if c.cls == classGentle {
-			gentle.Run(func() { c.drain(true) })
-		} else {
-			c.drain(true)
-		}
+		c.gently(func() { c.drain(true) })
 	}
 }
 
@@ -255,33 +251,37 @@ func (c *conn) run() error {
 	go c.writer()
 	buf := make([]byte, 2*recordMax)
 	n := 0
-	step := func() (err error) {
-		buf, n, err = c.step(buf, n)
-		return err
-	}
-	for {
-		err := c.gently(step)
-		if err != nil {
-			c.end(err)
-			break
+	var err error
+	for err == nil {
+		if err = c.await(); err == nil {
+			c.gently(func() { buf, n, err = c.step(buf, n) })
 		}
 	}
+	c.end(err)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.reason
 }
 
-// gently runs a step of the reader: on a gentle connection, where it is in nobody's way.
-// A thread is taken only when there is something to do.
-func (c *conn) gently(step func() error) (err error) {
+// gently runs what computes: on a gentle connection, where it is in nobody's way.
+func (c *conn) gently(f func()) {
+	if c.cls == classGentle {
+		gentle.Run(f)
+	} else {
+		f()
+	}
+}
+
+// await waits, on a gentle connection, until there is something to read: what waits should
+// not do so gently.
+func (c *conn) await() error {
 	if c.cls != classGentle {
-		return step()
+		return nil // the next read waits
 	}
 	if err := c.wire.await(); err != nil {
 		return fault.New(fault.Unavailable, "link.read", c.peer.Short(), err)
 	}
-	gentle.Run(func() { err = step() })
-	return err
+	return nil
 }
 
 // step reads what there is and dispatches the whole frames of it. buf[:n] is what
