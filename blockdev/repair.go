@@ -11,6 +11,7 @@ import (
 
 	"github.com/gabion-storage/gabion/dht"
 	"github.com/gabion-storage/gabion/dht/brick"
+	"github.com/gabion-storage/gabion/dht/extent"
 	"github.com/gabion-storage/gabion/internal/ident"
 	"github.com/gabion-storage/gabion/overlay"
 )
@@ -276,7 +277,7 @@ func (v *Volume) copyBatch(ctx context.Context, batch []*lack) {
 			continue
 		}
 		x := l.Extent
-		x.Data = data
+		x.Data, x.Hashed, x.Sum = data, true, extent.Checksum(data) // it was compared with its address
 		for _, b := range l.at {
 			give[b] = append(give[b], x)
 		}

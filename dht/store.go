@@ -22,8 +22,8 @@ type Extent struct {
 	// Relief: it is needed to give space back, and may use a part of what full
 	// bricks keep in reserve for that, if it is small and put alone.
 	Relief bool
-	// Hashed: Addr was made of Data by this process, and at the same time Sum, its
-	// CRC32C. A brick of this node then verifies nothing; those of other nodes
+	// Hashed: Addr was made of Data by this process, or found to be right, and at the same time
+	// Sum was made, its CRC32C. A brick of this node then verifies nothing; those of other nodes
 	// compare Sum, so that what changed in memory or on the way since is refused.
 	Hashed bool
 	Sum    uint32

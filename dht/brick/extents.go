@@ -22,7 +22,7 @@ type Extent struct {
 	// Relief: a volume on full bricks needs it to give space back. Alone in a
 	// put, it may use a part of the reserve if it is small.
 	Relief bool
-	// Hashed: this process made Addr of Data, so PutExtents need not do it again.
+	// Hashed: this process made Addr of Data or compared them, so PutExtents need not do it again.
 	Hashed bool
 	// Summed: Sum is the CRC32C of Data, made by whoever made Addr of it, and PutExtents
 	// compares that, which costs a tenth. Whoever reads the extent verifies it in any case.
