@@ -71,6 +71,7 @@ type Pacer struct {
 	calm      samples   // flushes while nobody copied
 	tense     samples   // flushes while somebody did, since the rate changed
 	begun     time.Time // of tense
+	begunSize int64     // bytes of the copies begun since then
 	last      time.Time // a copy began
 	heard     time.Time // the newest flush ended
 	fell      bool      // the rate was too high once: it rises by steps now
@@ -177,6 +178,7 @@ func (p *Pacer) Wait(ctx context.Context, n int64, copies int) error {
 			if until <= 0 {
 				p.leave(t)
 				p.last = p.now()
+				p.begunSize += n
 				p.next = p.last.Add(time.Duration(float64(n) / p.allowed() * float64(time.Second)))
 				p.mu.Unlock()
 				return nil
@@ -271,7 +273,7 @@ func (p *Pacer) adapt() {
 	}
 	if n == 0 { // nobody to disturb
 		p.fell = false
-		p.rate = min(PaceCeiling, 2*p.rate)
+		p.double(now)
 		p.judge(now)
 		return
 	}
@@ -283,7 +285,7 @@ func (p *Pacer) adapt() {
 		time.AfterFunc(paceQuiet, p.resume)
 	}
 	if len(p.calm.all) > 0 {
-		p.steer()
+		p.steer(now)
 	}
 	p.judge(now)
 }
@@ -301,11 +303,18 @@ func (p *Pacer) resume() {
 // judge begins a new window.
 func (p *Pacer) judge(now time.Time) {
 	p.tense.clear()
-	p.begun = now
+	p.begun, p.begunSize = now, 0
+}
+
+// double lets copies go twice as fast, as far as they did go as fast as they might: a rate
+// that nothing reaches would have to come down again first when a client comes.
+func (p *Pacer) double(now time.Time) {
+	went := float64(p.begunSize) / now.Sub(p.begun).Seconds()
+	p.rate = min(PaceCeiling, 2*p.rate, max(2*went, paceStart))
 }
 
 // steer changes the rate by how many flushes took longer than the tail may be.
-func (p *Pacer) steer() {
+func (p *Pacer) steer(now time.Time) {
 	limit := paceSlack + time.Duration(paceGoal*float64(p.calm.tail()))
 	// As many as may be make 1.
 	over := float64(p.tense.over(limit)) / (float64(len(p.tense.all)) * (1 - paceTail))
@@ -316,6 +325,6 @@ func (p *Pacer) steer() {
 	case p.fell:
 		p.rate = min(PaceCeiling, p.rate+(1-over)*max(paceRiseMin, paceRise*p.rate))
 	default:
-		p.rate = min(PaceCeiling, 2*p.rate)
+		p.double(now)
 	}
 }

@@ -32,6 +32,20 @@ func TestPacerUsesWhatNobodyNeeds(t *testing.T) {
 	})
 }
 
+// A client that comes must not wait until a rate that was never reached has come down.
+func TestPacerKeepsToWhatCopiesReach(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := NewPacer()
+		for range 1000 {
+			copying(t, p, 1)
+			time.Sleep(10 * time.Millisecond) // virtual: what a copy takes
+		}
+		if r := p.Rate() >> 20; r < 100 || r > 200 {
+			t.Errorf("a rate of %d MiB/s for copies that go at 100", r)
+		}
+	})
+}
+
 // foreground reports a flush each millisecond, whose latency depends on the rate.
 func foreground(p *Pacer, latency func(rate int64) time.Duration, stop chan struct{}) {
 	for {
@@ -162,7 +176,7 @@ func TestPacerSteersByTheTail(t *testing.T) {
 		p.tense.add(d)
 	}
 	before := p.rate
-	if p.steer(); p.rate >= before {
+	if p.steer(p.now()); p.rate >= before {
 		t.Errorf("the rate went from %v to %v", before, p.rate)
 	}
 }
