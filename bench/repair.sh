@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # What repair costs the foreground, and how fast it is. Five nodes on one disk, a volume of three copies with DATA
-# (2G) in it; one node is lost for good. While its copies are made anew, a client writes 4 KiB at a time to another volume and
+# (3G) in it; one node is lost for good. While its copies are made anew, a client writes 4 KiB at a time to another volume and
 # flushes each: in windows of WINDOW (3) seconds that alternate between repair going on and repair paused by the
 # operator, so that both see the same neighbours on the machine. Prints the windows, their medians, and MiB/s of copies.
-# Without a client at the end, if there is anything left: what the disk allows. RATE limits repair ('auto': none).
-# usage: bench/repair.sh     env: DATA WINDOW ROUNDS RATE GABION_RIG_DIR GABION_BIN
+# Before that, ALONE (2) seconds without a client: what the machine allows. RATE limits repair ('auto': none), IOPS
+# the client (0: it writes again as soon as it may, and so keeps two cores busy by itself).
+# usage: bench/repair.sh     env: DATA WINDOW ROUNDS ALONE RATE IOPS GABION_RIG_DIR GABION_BIN
 set -euo pipefail
 cd "$(dirname "$0")/.."
 test/needs.sh fio jq
@@ -40,7 +41,7 @@ await_ok() {
 }
 # foreground: fsync p50, p99 in ms, and writes per second
 foreground() {
-	fio --name=fg --ioengine=nbd --uri="$uri/fg" --rw=randwrite --bs=4k --size=256m --iodepth=1 --fsync=1 --time_based \
+	fio --name=fg --ioengine=nbd --uri="$uri/fg" --rw=randwrite --bs=4k --size=256m --iodepth=1 --fsync=1 --rate_iops="${IOPS:-0}" --time_based \
 		--runtime="$1" --output-format=json 2>/dev/null | sed -n '/^{/,$p' |
 		jq -r '.jobs[0] | [.sync.lat_ns.percentile["50.000000"] / 1e6, .sync.lat_ns.percentile["99.000000"] / 1e6, .write.iops] | @tsv'
 }
@@ -53,7 +54,7 @@ for n in 2 3 4 5; do start "$n" --join "$(jq -r .listen "$dir/n1/run.json")" --t
 g pool set repair-rate="${RATE:-auto}" >/dev/null
 g volume create data --size 8G --replicas 3 >/dev/null
 g volume create fg --size 256M --replicas 3 >/dev/null
-fio --name=fill --ioengine=nbd --uri="$uri/data" --rw=write --bs=1M --size="${DATA:-2g}" --iodepth=4 --refill_buffers \
+fio --name=fill --ioengine=nbd --uri="$uri/data" --rw=write --bs=1M --size="${DATA:-3g}" --iodepth=4 --refill_buffers \
 	--end_fsync=1 >/dev/null
 await_ok
 sync -f "$dir"
@@ -67,6 +68,16 @@ sleep 3
 g node lost n5 >/dev/null
 for _ in $(seq 100); do [ "$(left)" != 0 ] && break; sleep 0.1; done
 echo "to copy: $(($(left) >> 20)) MiB"
+# copying begins slowly; so the first 300 ms do not count
+g pool set repair=on >/dev/null
+sleep 0.3
+before=$(left)
+began=$(date +%s%N)
+sleep "${ALONE:-2}"
+after=$(left)
+took=$((($(date +%s%N) - began) / 1000000))
+g pool set repair=off >/dev/null
+echo "nobody else there: $((((before - after) >> 10) * 1000 / took >> 10)) MiB/s"
 printf '%-10s %10s %10s %8s %10s\n' window "p50 ms" "p99 ms" iops "MiB/s"
 for r in $(seq "${ROUNDS:-8}"); do
 	for what in off on; do
@@ -85,9 +96,3 @@ for what in off on; do
 		"p99 $(awk "\$1 == \"$what\" { print \$3 }" "$dir/result" | median) ms," \
 		"copies $(awk "\$1 == \"$what\" { print \$5 }" "$dir/result" | median) MiB/s"
 done
-before=$(left)
-began=$(date +%s%N)
-g pool set repair=on >/dev/null
-await_ok
-took=$((($(date +%s%N) - began) / 1000000))
-[ "$((before >> 20))" -lt 100 ] || echo "the rest, nobody else there: $((before >> 20)) MiB at $(((before >> 10) * 1000 / took >> 10)) MiB/s"
