@@ -3,7 +3,7 @@
 # (3G) in it; one node is lost for good. While its copies are made anew, a client writes 4 KiB at a time to another volume and
 # flushes each: in windows of WINDOW (3) seconds that alternate between repair going on and repair paused by the
 # operator, so that both see the same neighbours on the machine. Prints the windows, their medians, and MiB/s of copies.
-# Before that, ALONE (2) seconds without a client: what the machine allows. RATE limits repair ('auto': none), IOPS
+# Before that, ALONE (3) seconds without a client: what the machine allows. RATE limits repair ('auto': none), IOPS
 # the client (0: it writes again as soon as it may, and so keeps two cores busy by itself).
 # usage: bench/repair.sh     env: DATA WINDOW ROUNDS ALONE RATE IOPS GABION_RIG_DIR GABION_BIN
 set -euo pipefail
@@ -68,12 +68,12 @@ sleep 3
 g node lost n5 >/dev/null
 for _ in $(seq 100); do [ "$(left)" != 0 ] && break; sleep 0.1; done
 echo "to copy: $(($(left) >> 20)) MiB"
-# copying begins slowly; so the first 300 ms do not count
+# copying begins slowly; so the first second does not count
 g pool set repair=on >/dev/null
-sleep 0.3
+sleep 1
 before=$(left)
 began=$(date +%s%N)
-sleep "${ALONE:-2}"
+sleep "${ALONE:-3}"
 after=$(left)
 took=$((($(date +%s%N) - began) / 1000000))
 g pool set repair=off >/dev/null
