@@ -1,6 +1,7 @@
 package quorum
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -36,17 +37,18 @@ type testPool struct {
 }
 
 type testNode struct {
-	p       *testPool
-	id      ident.NodeID
-	brick   ident.BrickID
-	journal *quorumtest.Journal
-	stable  *quorumtest.Stable
-	link    *link.MemoryNode
-	acc     *Acceptors
-	boot    uint64
-	stop    context.CancelFunc
-	done    chan struct{}
-	mayLive func(ident.NodeID) bool
+	belongDelay time.Duration // 0: the usual one
+	p           *testPool
+	id          ident.NodeID
+	brick       ident.BrickID
+	journal     *quorumtest.Journal
+	stable      *quorumtest.Stable
+	link        *link.MemoryNode
+	acc         *Acceptors
+	boot        uint64
+	stop        context.CancelFunc
+	done        chan struct{}
+	mayLive     func(ident.NodeID) bool
 }
 
 func newTestPool(t testing.TB, n int) *testPool {
@@ -76,7 +78,7 @@ func (n *testNode) start() {
 	n.acc = NewAcceptors(AcceptorsConfig{Transport: n.link, HolderMayLive: func(id ident.NodeID) bool {
 		return n.mayLive != nil && n.mayLive(id)
 	}})
-	n.acc.delay, n.acc.belongDelay = 20*time.Millisecond, 50*time.Millisecond
+	n.acc.delay, n.acc.belongDelay = 20*time.Millisecond, cmp.Or(n.belongDelay, 50*time.Millisecond)
 	if err := n.acc.AddBrick(n.brick, n.journal, n.stable); err != nil {
 		n.p.t.Fatal(err)
 	}

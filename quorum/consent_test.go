@@ -2,7 +2,9 @@ package quorum
 
 import (
 	"context"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/gabion-storage/gabion/internal/fault"
 	"github.com/gabion-storage/gabion/internal/ident"
@@ -67,4 +69,57 @@ func TestOwnFailedOpeningDoesNotHideTheHolder(t *testing.T) {
 		}
 		b.open().want(t, "a")
 	}
+}
+
+// A copy is left of a change of members that was never chosen, and its own members do not object.
+// Those who count do, for the sake of a holder that let go: it is asked all the same.
+func TestUnchosenMembersDoNotHideTheHolder(t *testing.T) {
+	p := newTestPool(t, 4)
+	p.create(3)
+	a, b, c, d := p.nodes[0], p.nodes[1], p.nodes[2], p.nodes[3]
+	var dead atomic.Bool
+	for _, n := range p.nodes {
+		n.mayLive = func(id ident.NodeID) bool { return id != b.id || !dead.Load() }
+	}
+	d.crash(false, 0)
+	d.belongDelay = time.Hour // it would find out that it is left over
+	d.start()
+	p.reach(b, d)
+	first := b.open()
+	first.flush(t, first.put(t, "a"))
+	a.crash(false, 0)
+	c.crash(false, 0)
+	ctx, cancel := context.WithCancel(within(t))
+	replaced := make(chan error, 1)
+	go func() { replaced <- first.Replace(ctx, c.member(), d.member()) }()
+	version := func(n *testNode) uint64 {
+		g, _ := n.acc.Group(testGroup)
+		return g.Config.Version
+	}
+	eventually(t, "a copy with the new members", func() bool { return version(d) == 2 })
+	b.crash(false, 0)
+	dead.Store(true)
+	cancel()
+	if err := <-replaced; err == nil {
+		t.Fatal("it was chosen")
+	}
+	first.Close()
+	a.start()
+	c.start()
+	p.reach(a, c)
+	p.net.Isolate(d.id)
+	second := a.open()
+	second.flush(t, second.put(t, "b"))
+	b.start()
+	eventually(t, "the old members everywhere else", func() bool { return version(b) == 1 })
+	p.net.Rejoin(d.id)
+	for _, n := range p.nodes[:3] {
+		p.reach(d, n)
+	}
+	second.Close()
+	d.stray(a, 99) // as an opening leaves that found b and c unwilling
+	if version(d) != 2 {
+		t.Fatal("the copy is gone")
+	}
+	d.open().want(t, "a b")
 }

@@ -1,6 +1,7 @@
 package quorum
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -60,11 +61,19 @@ func Open(ctx context.Context, cfg ProposerConfig) (*Proposer, *Recovered, error
 		if !errors.Is(err, errBehind) {
 			return nil, nil, o.explain(ctx, err)
 		}
-		select {
-		case <-time.After(rand.N(duelDelayMax)):
-		case <-ctx.Done():
-			return nil, nil, o.explain(ctx, fmt.Errorf("%w; %w", err, ctx.Err()))
+		if ended := pause(ctx, rand.N(duelDelayMax)); ended != nil {
+			return nil, nil, o.explain(ctx, fmt.Errorf("%w; %w", err, ended))
 		}
+	}
+}
+
+// pause waits; it fails only with ctx's error.
+func pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-time.After(d):
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 }
 
@@ -198,12 +207,20 @@ func (o *opener) consents(ctx context.Context, s *survey) bool {
 	ctx, cancel := context.WithTimeout(ctx, consentMax)
 	defer cancel()
 	for _, b := range o.objects {
-		if !o.over[b] {
-			q, err := queryNode(ctx, o.cfg.Transport, b.Node, o.cfg.Group)
-			o.over[b] = err == nil && !q.holding
-		}
+		o.isOver(ctx, b)
 	}
 	return o.willing(s) > o.config.Voters()/2
+}
+
+// isOver asks the holder of b, if it has not said so before, whether it let go.
+func (o *opener) isOver(ctx context.Context, b Ballot) bool {
+	if !o.over[b] {
+		ctx, cancel := context.WithTimeout(ctx, consentMax)
+		defer cancel()
+		q, err := queryNode(ctx, o.cfg.Transport, b.Node, o.cfg.Group)
+		o.over[b] = err == nil && !q.holding
+	}
+	return o.over[b]
 }
 
 // willing counts the voters that let this holder in.
@@ -239,14 +256,12 @@ func (o *opener) learn(ctx context.Context, b Ballot) (*paxos.Plan, []Entry, err
 	q := newAsking[prepareReply](ctx)
 	defer q.stop()
 	objections := make(map[Member]bool)
+	told := make(map[Member]Ballot) // by identity: that the holder of this one let go
 	var blocker ident.NodeID
 	var late <-chan time.Time // the others do not make up for an objection
 	for {
 		for _, m := range opening.Ask() {
-			var over Ballot
-			if p := o.objects[m]; o.over[p] {
-				over = p
-			}
+			over := cmp.Or(told[identity(m)], o.ended(m))
 			q.ask(m, func(ctx context.Context) (prepareReply, error) { return o.prepare(ctx, m, b, over) })
 		}
 		select {
@@ -262,7 +277,13 @@ func (o *opener) learn(ctx context.Context, b Ballot) (*paxos.Plan, []Entry, err
 			case r.value.status == paxos.Fenced:
 				return nil, nil, errBehind
 			case r.value.status == paxos.Busy:
-				if !o.voter(r.from) {
+				// The survey asked the holders for whose sake members of the newest configuration
+				// object. If that one was never chosen, others decide.
+				if p := r.value.promised; told[r.from] != p && !mutant.On("consent-of-newest") && o.isOver(ctx, p) {
+					told[r.from] = p
+					q.again(r.from)
+					continue
+				} else if !o.voter(r.from) {
 					continue // its word does not count
 				}
 				objections[r.from] = true
@@ -279,9 +300,7 @@ func (o *opener) learn(ctx context.Context, b Ballot) (*paxos.Plan, []Entry, err
 		case <-ctx.Done():
 			return nil, nil, ctx.Err()
 		}
-		// A ballot that goes beyond a forced one is obeyed by those who were not given
-		// up: it must not carry on what was given up, which a majority of old may say.
-		if forced := ForcedVersion(b.Epoch); !opening.Done() || opening.Version() < max(o.cfg.AtLeast, forced) && !mutant.On("outbid-force") {
+		if !o.enough(opening, b) {
 			continue
 		}
 		plan := opening.Plan()
@@ -296,12 +315,26 @@ func (o *opener) learn(ctx context.Context, b Ballot) (*paxos.Plan, []Entry, err
 			opening.Remove(m)
 			q.again(m)
 		}
-		select {
-		case <-time.After(AskInterval):
-		case <-ctx.Done():
-			return nil, nil, ctx.Err()
+		if err := pause(ctx, AskInterval); err != nil {
+			return nil, nil, err
 		}
 	}
+}
+
+// ended is the ballot for whose sake m objected, if its holder let go; else zero.
+func (o *opener) ended(m Member) Ballot {
+	if p := o.objects[m]; o.over[p] {
+		return p
+	}
+	return Ballot{}
+}
+
+// enough tells whether those who promised decide. A ballot that goes beyond a forced one is
+// obeyed by those who were not given up: it must not carry on what was given up,
+// which a majority of old may say.
+func (o *opener) enough(opening *paxos.Opening, b Ballot) bool {
+	forced := ForcedVersion(b.Epoch)
+	return opening.Done() && (opening.Version() >= max(o.cfg.AtLeast, forced) || mutant.On("outbid-force"))
 }
 
 // opening is a phase 1 that asks whoever may be a member.

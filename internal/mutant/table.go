@@ -57,6 +57,7 @@ var All = []Mutation{
 	{Name: "below-target", In: "quorum", Breaks: "Remove does not count who remains", Tests: []string{"TestRemoveKeepsWhatIsAskedFor"}},
 	{Name: "change-meanwhile", In: "quorum", Breaks: "a second change of members begins while one is under way", Tests: []string{"TestHazardDuellingMaintenance"}},
 	{Name: "earlier-life", In: "quorum", Breaks: "journal records of an earlier life are read", Tests: []string{"TestEarlierLifeIsNotReplayed"}},
+	{Name: "consent-of-newest", In: "quorum", Breaks: "only holders whom members of the newest configuration met, chosen or not, are asked whether they let go", Tests: []string{"TestUnchosenMembersDoNotHideTheHolder"}},
 	{Name: "outbid-force", In: "quorum", Breaks: "an opening beyond a forced ballot carries on what was given up", Tests: []string{"TestForcedBallotIsNotOutbidByThoseGivenUp"}},
 	{Name: "own-disk-inline", In: "quorum", Breaks: "the holder writes its own copy itself", Tests: []string{"TestHazardHungDiskIsOneVoteLess"}},
 	{Name: "shrink-first", In: "quorum", Breaks: "a replacement is a removal, then a joining", Tests: []string{"TestHazardShrinkThenGrow"}},
