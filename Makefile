@@ -41,8 +41,8 @@ vm: build ## a stock kernel as client and power cuts, in QEMU (VM_CUTS=3)
 	@test/needs.sh
 	@GABION_BIN=$(CURDIR)/$(BIN)/gabion test/run.sh vm
 
-sim: ## whole pools under faults, simulated (SEED=, SECONDS=60)
-	@SEED=$(SEED) SIM_SECONDS=$(or $(SECONDS),60) test/sim.sh
+sim: ## whole pools under faults, simulated (SEED=, NODES=, SECONDS=60)
+	@SEED=$(SEED) NODES=$(NODES) SIM_SECONDS=$(or $(SECONDS),60) test/sim.sh
 
 mutate: ## every mutation must be found by a test
 	@test/mutate.sh

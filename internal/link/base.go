@@ -49,8 +49,9 @@ type base struct {
 
 	wg sync.WaitGroup // goroutines of inbound calls and connections
 
-	peers sync.Map // ident.NodeID -> *outbound
-	live  sync.Map // *channel -> nil: those that have not ended
+	peers sync.Map      // ident.NodeID -> *outbound
+	live  sync.Map      // by number, *channel: those that have not ended
+	begun atomic.Uint64 // channels; the number of the newest
 
 	callPool sync.Pool // of *pendingCall; not global: channels belong to one synctest bubble
 

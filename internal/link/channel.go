@@ -48,11 +48,12 @@ type carrier interface {
 // channel is one end of one connection: calls and dispatch, the same for Mesh
 // and Memory. It is the Peer that handlers see.
 type channel struct {
-	base *base
-	peer ident.NodeID
-	cls  class
-	out  carrier
-	gone chan struct{} // closed when the connection has ended
+	base   *base
+	number uint64 // of base.begun
+	peer   ident.NodeID
+	cls    class
+	out    carrier
+	gone   chan struct{} // closed when the connection has ended
 
 	bursts atomic.Uint32 // that its reader has begun to dispatch
 	corked atomic.Bool   // its reader is dispatching: answers wait for the burst's end
@@ -77,12 +78,12 @@ type callResult struct {
 
 func newChannel(b *base, peer ident.NodeID, cls class) *channel {
 	c := &channel{
-		base: b, peer: peer, cls: cls, gone: make(chan struct{}),
+		base: b, number: b.begun.Add(1), peer: peer, cls: cls, gone: make(chan struct{}),
 		limit:   limiter{free: InboundBytesMax},
 		calls:   map[uint64]*pendingCall{},
 		inbound: map[uint64]context.CancelFunc{},
 	}
-	b.live.Store(c, nil)
+	b.live.Store(c.number, c)
 	return c
 }
 
@@ -329,7 +330,7 @@ func (c *channel) close() {
 		return
 	}
 	c.closed = true
-	c.base.live.Delete(c)
+	c.base.live.Delete(c.number)
 	close(c.gone)
 	for id, p := range c.calls {
 		delete(c.calls, id)

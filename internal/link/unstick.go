@@ -17,10 +17,14 @@ type Unsticker interface {
 
 // Unstick implements Unsticker.
 func (b *base) Unstick(grace time.Duration) int {
-	stuck := map[*channel]uint32{}
-	b.live.Range(func(k, _ any) bool {
-		if c := k.(*channel); c.corked.Load() {
-			stuck[c] = c.bursts.Load()
+	type dispatch struct {
+		c     *channel
+		burst uint32
+	}
+	var stuck []dispatch
+	b.live.Range(func(_, o any) bool {
+		if c := o.(*channel); c.corked.Load() {
+			stuck = append(stuck, dispatch{c, c.bursts.Load()})
 		}
 		return true
 	})
@@ -31,8 +35,8 @@ func (b *base) Unstick(grace time.Duration) int {
 	defer t.Stop()
 	<-t.C
 	n := 0
-	for c, burst := range stuck {
-		if c.corked.Load() && c.bursts.Load() == burst {
+	for _, d := range stuck {
+		if c := d.c; c.corked.Load() && c.bursts.Load() == d.burst {
 			c.out.end(fault.Newf(fault.Unavailable, "link", c.peer.Short(), "a handler hangs"))
 			n++
 		}

@@ -76,7 +76,7 @@ func run(t *testing.T, bin string, next func() (seed uint64, args []string, more
 				sum.add(r)
 				if r.Violation != "" {
 					t.Errorf("seed %d: %s\n%s", seed, r.Violation, strings.Join(tailOf(r.Events, 60), "\n"))
-					t.Logf("again: make sim SEED=%d", seed)
+					t.Logf("again: make sim SEED=%d NODES=%s", seed, os.Getenv("GABION_SIM_NODES"))
 				}
 				mu.Unlock()
 			}
@@ -102,6 +102,25 @@ func number(t *testing.T, s string) int64 {
 }
 
 func tailOf(s []string, n int) []string { return s[max(0, len(s)-n):] }
+
+// TestSeedReplays plays seeds again with another environment, which puts all memory
+// elsewhere, and with a log, which allocates: their courses must be the same. What is
+// walked in the order of addresses is found by it, and what the runtime does when real
+// time has passed.
+func TestSeedReplays(t *testing.T) {
+	bin := build(t, "")
+	for _, seed := range []uint64{910241, 920255, 920256, 920257} {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			t.Parallel()
+			first, _ := play(bin, seed, "", "-nodes=5", "-for=2m")
+			other, _ := play(bin, seed, "GABION_MORE=1", "-nodes=5", "-for=2m")
+			said, _ := play(bin, seed, "", "-nodes=5", "-for=2m", "-v")
+			if first.Ops == 0 || first.Trace != other.Trace || first.Trace != said.Trace {
+				t.Errorf("three plays of seed %d, of %d operations: traces %x, with one more variable %x, with a log %x", seed, first.Ops, first.Trace, other.Trace, said.Trace)
+			}
+		})
+	}
+}
 
 // TestWholePools plays the seed that GABION_SIM_SEED names, with all that its
 // nodes log; or the corpus, and then seeds for GABION_SIM_SECONDS, at most
@@ -141,22 +160,22 @@ func TestWholePools(t *testing.T) {
 		run(t, bin, func() (uint64, []string, bool) {
 			seed := first + played
 			played++
-			return seed, nil, played <= most && time.Now().Before(end)
+			return seed, pools(t), played <= most && time.Now().Before(end)
 		})
 	})
 }
 
-// triesMax is how often one seed is played to see it fail: what is left of
-// real time in the runtime lets a schedule differ now and then.
-const triesMax = 10
+// pools is the argument for pools of GABION_SIM_NODES nodes; without it the seed draws their number.
+func pools(t *testing.T) []string {
+	if s := os.Getenv("GABION_SIM_NODES"); s != "" {
+		return []string{"-nodes", fmt.Sprint(number(t, s))}
+	}
+	return nil
+}
 
 func one(t *testing.T, bin string, seed uint64) {
-	var r whole.Result
-	var said string
-	for try := 1; try <= triesMax && r.Violation == ""; try++ {
-		r, said = play(bin, seed, "", "-v")
-		t.Logf("seed %d, try %d, trace %x", seed, try, r.Trace)
-	}
+	r, said := play(bin, seed, "", append(pools(t), "-v")...)
+	t.Logf("seed %d, trace %x", seed, r.Trace)
 	name := fmt.Sprintf("%s/sim-%d.log", os.TempDir(), seed)
 	if err := os.WriteFile(name, []byte(said), 0o600); err != nil {
 		t.Fatal(err)
