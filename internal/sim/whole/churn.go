@@ -96,6 +96,28 @@ func (w *World) removeAt(p *process, d pool.Volume) error {
 	return err
 }
 
+// deleted is the operator who asks again for a deletion that failed, until some
+// node knows that the volume is deleted, or none that stays knows the volume.
+func (w *World) deleted(v *volume) {
+	var err error
+	for w.sound() {
+		known, gone := false, false
+		for _, m := range w.machines {
+			if p := m.running(); p != nil && !m.gone && !m.leaving {
+				st := p.core.Pool.State()
+				_, has := st.Volume(v.id)
+				known, gone = known || has, gone || st.IsDeleted(v.id)
+			}
+		}
+		if gone || !known {
+			return
+		}
+		err = w.remove(v)
+		w.sleep(time.Second)
+	}
+	w.event("%s: not deleted: %v", v.name, err)
+}
+
 // vanished waits until no node knows anything of a deleted volume.
 func (w *World) vanished(v *volume) {
 	var err error

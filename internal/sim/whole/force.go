@@ -154,7 +154,7 @@ func (r *rescue) canWipe() bool {
 	for _, m := range w.machines {
 		p := m.running()
 		if p == nil {
-			continue
+			return false // what does it hold, and vote on?
 		}
 		if _, ok := p.core.Pool.State().Node(m.id); !ok {
 			return false // nobody could declare it lost

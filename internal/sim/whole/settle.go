@@ -42,6 +42,9 @@ func (w *World) settle() {
 	for _, v := range w.volumes {
 		w.within(patience, v.name+" has all its copies again", func() { w.whole(v) })
 	}
+	for _, v := range w.passing { // one of four copies would keep a node that leaves of four
+		w.within(patience, v.name+" is deleted", func() { w.deleted(v) })
+	}
 	for _, m := range w.machines {
 		if m.gone || m.leaving {
 			w.within(patience, m.name+" is removed", func() { w.depart(m) })
