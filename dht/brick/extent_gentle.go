@@ -1,37 +1,26 @@
 package brick
 
-import (
-	"github.com/gabion-storage/gabion/internal/fault"
-	"github.com/gabion-storage/gabion/internal/vfs"
-)
+import "github.com/gabion-storage/gabion/internal/vfs"
 
 // gentlePiece is how much a gentle put has in the queue of the disk at a time. A write
 // that someone waits for comes after it at worst: a third of a millisecond at 400 MB/s.
 const gentlePiece = 128 << 10
 
 // PutExtentsGently is PutExtents for copies that nobody waits for: it writes in small
-// pieces and waits for the disk to take each, so that neither the queue of the disk nor
-// its cache is full of them when a journal is synced. Calls take turns.
+// pieces, past the page cache, so that neither the queue of the disk nor its cache is
+// full of them when a journal is synced. Calls take turns.
 func (b *Brick) PutExtentsGently(xs []Extent) error { return b.putExtents(xs, true) }
 
 // writeGently writes the concatenation of bufs at off, piece by piece.
 func writeGently(f vfs.File, bufs [][]byte, off int64) error {
-	clean, _ := f.(vfs.Cleaner)
 	var piece [][]byte
 	var size int64
 	flush := func() error {
 		if size == 0 {
 			return nil
 		}
-		if _, err := f.WritevAt(piece, off); err != nil {
+		if err := vfs.WriteDirect(f, piece, off); err != nil {
 			return err
-		}
-		if clean != nil {
-			// It may tell of what others wrote, and will not be told again: no
-			// space is no excuse here.
-			if err := clean.Clean(off, size); err != nil {
-				return fault.New(fault.Internal, "brick.put", "", err)
-			}
 		}
 		off += size
 		piece, size = piece[:0], 0

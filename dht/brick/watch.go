@@ -226,15 +226,11 @@ func (f *watchedFile) WritevAt(bufs [][]byte, off int64) (int, error) {
 	return f.File.WritevAt(bufs, off)
 }
 
-// Clean implements vfs.Cleaner.
-func (f *watchedFile) Clean(off, n int64) error {
-	c, ok := f.File.(vfs.Cleaner)
-	if !ok {
-		return nil
-	}
-	i := f.w.begin("clean", f.name)
+// WriteDirectAt implements vfs.DirectWriter.
+func (f *watchedFile) WriteDirectAt(bufs [][]byte, off int64) error {
+	i := f.w.begin("write", f.name)
 	defer f.w.end(i)
-	return c.Clean(off, n)
+	return vfs.WriteDirect(f.File, bufs, off)
 }
 
 func (f *watchedFile) Sync() error {

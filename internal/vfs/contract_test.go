@@ -166,6 +166,50 @@ func TestContractDirectReads(t *testing.T) {
 	})
 }
 
+func TestContractDirectWrites(t *testing.T) {
+	onBoth(t, func(t *testing.T, fs FS) {
+		f := create(t, fs, "a")
+		want := make([]byte, 3*directMax+5*directAlign)
+		for i := range want {
+			want[i] = byte(i * 7 >> 3)
+		}
+		// What the cache has of the range, of a hole here, must not be read any more.
+		put(t, f, int64(len(want)), "behind")
+		get(t, f, 0, len(want))
+		for at := 0; at < len(want); {
+			end := min(len(want), at+directMax+3*directAlign)
+			var bufs [][]byte
+			for b := at; b < end; b += 60000 {
+				bufs = append(bufs, want[b:min(end, b+60000)])
+			}
+			must(t, WriteDirect(f, bufs, int64(at)))
+			at = end
+		}
+		must(t, f.Sync())
+		if get(t, f, 0, len(want)+10) != string(want)+"behind" {
+			t.Fatal("other bytes than written")
+		}
+		got := make([]byte, len(want))
+		if n, err := ReadDirect(f, got, 0); n != len(want) || err != nil || !bytes.Equal(got, want) {
+			t.Fatalf("the disk has other bytes: %d, %v", n, err)
+		}
+		must(t, f.Close())
+		wantKind(t, WriteDirect(f, [][]byte{want[:directAlign]}, 0), fault.Invalid)
+	})
+}
+
+// A file system without O_DIRECT takes direct writes too.
+func TestDirectWriteWithoutSupport(t *testing.T) {
+	fs, err := NewOS(t.TempDir())
+	must(t, err)
+	f := create(t, fs, "a").(*osFile)
+	f.directOnce.Do(func() { f.direct = -1 })
+	must(t, f.WriteDirectAt([][]byte{bytes.Repeat([]byte("x"), directAlign)}, 0))
+	if get(t, f, 0, directAlign+1) != string(bytes.Repeat([]byte("x"), directAlign)) {
+		t.Fatal("other bytes than written")
+	}
+}
+
 func TestContractSizes(t *testing.T) {
 	onBoth(t, func(t *testing.T, fs FS) {
 		f := create(t, fs, "a")

@@ -28,6 +28,25 @@ func ReadDirect(f File, p []byte, off int64) (int, error) {
 	return f.ReadAt(p, off)
 }
 
+// DirectWriter is an optional power of a File: a write past the page cache, so that
+// the next sync finds nothing of it to write.
+type DirectWriter interface {
+	// WriteDirectAt writes the concatenation of bufs at off and waits for the disk to
+	// take it; a sync makes it durable. off and the sum of the lengths are multiples of
+	// 4096. It changes the elements of bufs, not what they hold. An error of kind NoSpace
+	// is that of this write alone, any other as final as one of Sync.
+	WriteDirectAt(bufs [][]byte, off int64) error
+}
+
+// WriteDirect writes to the disk if f can, else as WritevAt does.
+func WriteDirect(f File, bufs [][]byte, off int64) error {
+	if d, ok := f.(DirectWriter); ok {
+		return d.WriteDirectAt(bufs, off)
+	}
+	_, err := f.WritevAt(bufs, off)
+	return err
+}
+
 // directAlign is what O_DIRECT wants offsets, lengths and memory to be
 // multiples of, in bytes: the largest that disks ask for.
 const directAlign = 4096
@@ -44,11 +63,11 @@ var directBufs = sync.Pool{New: func() any {
 }}
 
 // openDirect opens the file of f once more with O_DIRECT. Where the file system
-// has no such thing, -1: then reads drop the cache first.
+// has no such thing, -1: then reads drop the cache first, and writes empty it.
 func (f *osFile) openDirect() int {
 	f.directOnce.Do(func() {
 		f.direct = -1
-		d, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", f.fd), os.O_RDONLY|unix.O_DIRECT, 0)
+		d, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", f.fd), os.O_RDWR|unix.O_DIRECT, 0)
 		if err == nil {
 			f.directFile, f.direct = d, int(d.Fd())
 		}
@@ -104,6 +123,74 @@ func (f *osFile) preadDirect(b []byte, off int64) (n int, err error) {
 		if err != unix.EINTR {
 			return n, err
 		}
+	}
+}
+
+// WriteDirectAt implements DirectWriter.
+func (f *osFile) WriteDirectAt(bufs [][]byte, off int64) error {
+	if err := f.enter("vfs.write"); err != nil {
+		return err
+	}
+	defer f.life.RUnlock()
+	buf := directBufs.Get().(*[]byte)
+	defer directBufs.Put(buf)
+	for len(bufs) > 0 {
+		n := 0
+		for len(bufs) > 0 && n < len(*buf) {
+			c := copy((*buf)[n:], bufs[0])
+			n += c
+			if bufs[0] = bufs[0][c:]; len(bufs[0]) == 0 {
+				bufs = bufs[1:]
+			}
+		}
+		if err := f.pwriteDirect((*buf)[:n], off); err != nil {
+			return err
+		}
+		off += int64(n)
+	}
+	return nil
+}
+
+// pwriteDirect writes b, of aligned memory, length and offset.
+func (f *osFile) pwriteDirect(b []byte, off int64) error {
+	fd := f.openDirect()
+	for len(b) > 0 && fd >= 0 {
+		n, err := unix.Pwrite(fd, b, off)
+		switch err {
+		case nil:
+			b, off = b[n:], off+int64(n)
+			if n%directAlign != 0 { // the rest is not aligned any more
+				fd = -1
+			}
+		case unix.EINTR:
+		case unix.EINVAL: // opened, but not able to
+			fd = -1
+		default:
+			return OSError("vfs.write", f.name, err)
+		}
+	}
+	if len(b) == 0 {
+		return nil
+	}
+	if _, err := f.writeAt(b, off); err != nil {
+		return err
+	}
+	return f.clean(off, int64(len(b)))
+}
+
+// clean sends what was written to [off, off+n) to the disk and waits for that.
+func (f *osFile) clean(off, n int64) error {
+	for {
+		err := unix.SyncFileRange(f.fd, off, n,
+			unix.SYNC_FILE_RANGE_WAIT_BEFORE|unix.SYNC_FILE_RANGE_WRITE|unix.SYNC_FILE_RANGE_WAIT_AFTER)
+		switch err {
+		case unix.EINTR:
+			continue
+		case nil, unix.ENOSYS, unix.ESPIPE:
+			return nil // a file system without it: the sync does all
+		}
+		// It may tell of what others wrote, and will not be told again: no space is no excuse here.
+		return fault.New(fault.Internal, "vfs.write", f.name, err)
 	}
 }
 

@@ -165,7 +165,7 @@ type osFile struct {
 	fd   int
 	name string
 
-	directOnce sync.Once // opens what follows, at the first direct read
+	directOnce sync.Once // opens what follows, at the first direct read or write
 	directFile *os.File
 	direct     int // its descriptor; -1 without
 }
@@ -232,25 +232,6 @@ func (f *osFile) writeAt(p []byte, off int64) (int, error) {
 		done += n
 	}
 	return done, nil
-}
-
-// Clean implements Cleaner.
-func (f *osFile) Clean(off, n int64) error {
-	if err := f.enter("vfs.clean"); err != nil {
-		return err
-	}
-	defer f.life.RUnlock()
-	for {
-		err := unix.SyncFileRange(f.fd, off, n,
-			unix.SYNC_FILE_RANGE_WAIT_BEFORE|unix.SYNC_FILE_RANGE_WRITE|unix.SYNC_FILE_RANGE_WAIT_AFTER)
-		switch err {
-		case unix.EINTR:
-			continue
-		case unix.ENOSYS, unix.ESPIPE:
-			return nil // a file system without it: the sync does all
-		}
-		return OSError("vfs.clean", f.name, err)
-	}
 }
 
 // iovMax is the most vectors that one pwritev takes (IOV_MAX of Linux).
@@ -344,7 +325,7 @@ func (f *osFile) Close() error {
 	err := f.f.Close()
 	f.f = nil
 	if f.directFile != nil {
-		_ = f.directFile.Close() // it was only read
+		_ = f.directFile.Close() // its errors are those of its writes and of the syncs of f
 	}
 	return OSError("vfs.close", f.name, err)
 }

@@ -36,14 +36,6 @@ type TryReader interface {
 	TryReadAt(p []byte, off int64) bool
 }
 
-// Cleaner is an optional power of a File: dirty pages leave the cache now, so that
-// the next sync finds few.
-type Cleaner interface {
-	// Clean has what was written to [off, off+n) sent to the disk and waits for that. It makes nothing
-	// durable. An error is as final as that of Sync.
-	Clean(off, n int64) error
-}
-
 // FS is one disk's directory tree. Paths are slash separated and relative to
 // the root that FS was made with.
 type FS interface {
