@@ -75,6 +75,7 @@ type Pacer struct {
 	last      time.Time // a copy began
 	heard     time.Time // the newest flush ended
 	fell      bool      // the rate was too high once: it rises by steps now
+	alone     bool      // the rate was reached while nobody flushed
 	quietFrom time.Time // the last stop to learn what is undisturbed, or the one to come
 	quietTo   time.Time
 }
@@ -238,6 +239,10 @@ func (p *Pacer) Foreground(d time.Duration) {
 	defer p.mu.Unlock()
 	now := p.now()
 	p.heard = now
+	if p.alone { // what nobody minded may be many times what this one bears
+		p.alone, p.rate = false, min(p.rate, paceStart)
+		p.judge(now)
+	}
 	switch {
 	case now.Sub(p.last) > paceOver: // nobody copies
 		p.busy.Store(len(p.queue) > 0)
@@ -272,7 +277,7 @@ func (p *Pacer) adapt() {
 		return // who flushed a moment ago may be waiting for the next one
 	}
 	if n == 0 { // nobody to disturb
-		p.fell = false
+		p.fell, p.alone = false, true
 		p.double(now)
 		p.judge(now)
 		return

@@ -46,6 +46,21 @@ func TestPacerKeepsToWhatCopiesReach(t *testing.T) {
 	})
 }
 
+// What copies reached while nobody flushed says nothing about what a client bears.
+func TestPacerBeginsAgainForAClient(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := NewPacer()
+		copying(t, p, 1000)
+		if p.Rate() <= paceStart {
+			t.Fatalf("%d MiB/s with nobody to disturb", p.Rate()>>20)
+		}
+		p.Foreground(time.Millisecond)
+		if p.Rate() != paceStart {
+			t.Errorf("%d MiB/s for a client that came, not %d", p.Rate()>>20, paceStart>>20)
+		}
+	})
+}
+
 // foreground reports a flush each millisecond, whose latency depends on the rate.
 func foreground(p *Pacer, latency func(rate int64) time.Duration, stop chan struct{}) {
 	for {

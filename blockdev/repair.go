@@ -23,9 +23,10 @@ import (
 // bricks lack it.
 
 const (
-	// repairBatchBytes is about how much is read and written at a time, and
-	// repairStreams how many batches are under way.
-	repairBatchBytes = 1 << 20
+	// repairBatchBytes is about how much is read and written at a time, one message
+	// and two syncs of a disk (dht.PutMessageMax), and repairStreams how many batches
+	// are under way.
+	repairBatchBytes = 2 << 20
 	repairStreams    = 3
 )
 
