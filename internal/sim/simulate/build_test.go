@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"os"
 	"os/exec"
@@ -102,14 +103,15 @@ func runtimeOverlay(t *testing.T, dir string) string {
 	return overlay
 }
 
-// build builds the simulator with the clock that jumps, and with the tags.
+// build builds the simulator with the clock that jumps, and with the tags. It is kept
+// where GABION_SIM_KEEP says, for a debugger; GABION_SIM_BIN is one that was built before.
 func build(t *testing.T, tags string) string {
 	t.Helper()
 	if bin := os.Getenv("GABION_SIM_BIN"); bin != "" && tags == "" {
 		return bin
 	}
 	dir := t.TempDir()
-	bin := filepath.Join(dir, "simulate")
+	bin := cmp.Or(os.Getenv("GABION_SIM_KEEP"), filepath.Join(dir, "simulate"))
 	cmd := exec.Command("go", "build", "-trimpath", "-overlay", runtimeOverlay(t, dir), "-tags", "faketime "+tags, "-o", bin, ".")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
