@@ -184,5 +184,8 @@ echo "verified: $(wc -l </out/answered) records"
 umount /mnt/pg
 dmsetup remove mp
 iscsiadm -m node -T $target -p 127.0.0.1:"$(iscsi_port 2)" --logout
-if dmesg | grep -E 'Buffer I/O error|EXT4-fs error|XFS.*error|dm-0.*I/O error|hung_task|blocked for more'; then fail "the kernel complains"; fi
+# A path in standby refuses to be read. That the kernel looks for a partition table on it is said aloud only
+# when it has not asked for the state of the port yet; the volume's blocks go through dm-0.
+if dmesg | grep -vE 'Buffer I/O error on dev sd[a-z]+, logical block 0, async page read' |
+	grep -E 'Buffer I/O error|EXT4-fs error|XFS.*error|dm-0.*I/O error|hung_task|blocked for more'; then fail "the kernel complains"; fi
 echo PASSED
