@@ -8,7 +8,6 @@ import (
 	"testing"
 
 	"github.com/gabion-storage/gabion/internal/fault"
-	"github.com/gabion-storage/gabion/internal/ident"
 	"github.com/gabion-storage/gabion/quorum/paxos"
 	"github.com/gabion-storage/gabion/quorum/quorumtest"
 )
@@ -54,22 +53,23 @@ func TestHazardForgottenPromise(t *testing.T) {
 func TestHazardForgottenPromiseOfADeadOpening(t *testing.T) {
 	p := newTestPool(t, 3)
 	p.create(3)
-	var asked atomic.Int32
-	p.nodes[2].mayLive = func(ident.NodeID) bool {
-		if asked.Add(1) == 2 { // once for what it thinks, once for its promise
-			p.net.Cut(p.nodes[2].id, p.nodes[1].id) // the opener does not hear the answer
-		}
-		return false
-	}
-	h := p.nodes[0].open()
-	h.flush(t, h.put(t, "a"))
-	p.net.Isolate(p.nodes[0].id)
-	p.reach(p.nodes[1], p.nodes[2])
-	asked.Store(0)
 	promised := func(n *testNode) Ballot {
 		g, _ := n.acc.Group(testGroup)
 		return g.Promised
 	}
+	var h *testHolder
+	var armed atomic.Bool
+	p.nodes[2].stable.OnSet = func(string) error {
+		if armed.Load() && h.Ballot().Less(promised(p.nodes[2])) {
+			p.net.Cut(p.nodes[2].id, p.nodes[1].id) // the opener does not hear the answer
+		}
+		return nil
+	}
+	h = p.nodes[0].open()
+	h.flush(t, h.put(t, "a"))
+	armed.Store(true)
+	p.net.Isolate(p.nodes[0].id)
+	p.reach(p.nodes[1], p.nodes[2])
 	ctx, cancel := context.WithCancel(within(t))
 	opened := make(chan error, 1)
 	go func() {
