@@ -32,6 +32,9 @@ const (
 	checkpointPause = 900 * time.Millisecond
 	// checkpointMax bounds one attempt.
 	checkpointMax = 5 * time.Minute
+	// deleteMax bounds how long a brick that does not answer keeps the next checkpoint waiting
+	// while extents are given back.
+	deleteMax = 5 * time.Second
 )
 
 // startCheckpoint begins a checkpoint in the background unless one is under way.
@@ -219,9 +222,11 @@ func (f *fold) install(st *extentmap.State) []ident.Addr {
 	return dead
 }
 
-// deleteDead gives dead extents back. Bricks that cannot be reached now are
-// reconciled when they can.
+// deleteDead gives dead extents back. Bricks that cannot be reached now, or take longer
+// than deleteMax, are reconciled when they can.
 func (v *Volume) deleteDead(ctx context.Context, dead []ident.Addr) {
+	ctx, cancel := context.WithTimeout(ctx, deleteMax)
+	defer cancel()
 	share := map[overlay.BrickRef][]ident.Addr{}
 	for _, a := range dead {
 		for _, b := range v.cfg.Extents.Holders(a, v.cfg.Replicas) {

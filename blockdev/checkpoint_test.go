@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"testing"
 
+	"github.com/gabion-storage/gabion/blockdev/tail"
 	"github.com/gabion-storage/gabion/internal/fault"
 	"github.com/gabion-storage/gabion/internal/ident"
 	"github.com/gabion-storage/gabion/quorum"
@@ -29,6 +30,36 @@ func mustWrite(t *testing.T, v *Volume, p []byte, off int64) {
 	if err := wait(v, func(d func(error)) { v.Write(p, off, true, d) }); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// TestTailIsBoundedBeforeItIsFrozen: a checkpoint that has yet to freeze the tail, or still gives
+// back what the one before replaced, does not let writes fill the memory meanwhile.
+func TestTailIsBoundedBeforeItIsFrozen(t *testing.T) {
+	const size, bound = 16 << 20, 2 << 20
+	r := newRig(t, size, func(c *Config) { c.CheckpointBytes, c.TailBytes, c.LargeWrite = bound/2, bound, 1<<30 })
+	if err := r.v.claimCheckpoint(t.Context()); err != nil { // one under way
+		t.Fatal(err)
+	}
+	const n = 64 << 10
+	want := noise(1, size)
+	errs := make(chan error, size/n)
+	for off := int64(0); off < size; off += n {
+		r.v.Write(want[off:off+n], off, false, func(err error) { errs <- err })
+	}
+	r.v.mu.RLock()
+	held, waiting := r.v.active.Bytes(), len(r.v.stalled)
+	r.v.mu.RUnlock()
+	if held > bound+tail.ChunkSize || waiting == 0 {
+		t.Fatalf("%d bytes of %d in the tail, %d writes wait", held, bound, waiting)
+	}
+	r.v.checkpointing.Store(false)
+	r.v.unstall() // as the end of each checkpoint does
+	for range size / n {
+		if err := <-errs; err != nil {
+			t.Fatal(err)
+		}
+	}
+	check(t, r.v, want, 0, size, 0)
 }
 
 // TestNothingIsFreedBeforeTheCheckpointIsChosen lets the holder die after it

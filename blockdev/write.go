@@ -72,10 +72,12 @@ func (v *Volume) pressed() bool {
 // stall reports whether an operation of n bytes must wait for a checkpoint.
 // The caller holds mu. Operations that came earlier and still wait go first.
 func (v *Volume) stall(n int) bool {
-	if v.err != nil || v.frozen == nil {
+	switch {
+	case v.err != nil:
 		return false
-	}
-	if mutant.On("wait-for-checkpoint") {
+	case v.frozen == nil: // a checkpoint is about to freeze the tail, or gives back what the last one replaced
+		return v.active.Bytes() >= v.cfg.TailBytes && !mutant.On("endless-tail")
+	case mutant.On("wait-for-checkpoint"):
 		return true
 	}
 	return v.active.Bytes()+v.frozen.Bytes()+int64(n) > v.cfg.TailBytes

@@ -29,6 +29,7 @@ var All = []Mutation{
 	{Name: "spend-reserve", In: "blockdev", Breaks: "every extent may use what full bricks keep in reserve", Tests: []string{"TestSmallCheckpointsLeaveTheReserve"}},
 	{Name: "stale-map", In: "blockdev", Breaks: "readers are not told that the map changed", Tests: []string{"TestReadLooksAgainWhenItsExtentIsFreed", "TestPartialWriteKeepsWhatCameMeanwhile"}, Whole: 5, Only: "takeover"},
 	{Name: "wait-for-checkpoint", In: "blockdev", Breaks: "writes wait for a checkpoint under way", Tests: []string{"TestPitfallCompactionInTheWay"}},
+	{Name: "endless-tail", In: "blockdev", Breaks: "until a checkpoint freezes the tail, it grows without bound", Tests: []string{"TestTailIsBoundedBeforeItIsFrozen"}},
 	{Name: "accept-unverified", In: "dht", Breaks: "bytes of a damaged copy are handed out", Tests: []string{"TestReadFallsOverFromDamagedLocalCopyAndRepairsIt"}, Whole: 1, Only: "disk-rot,disk-cold"},
 	{Name: "hedge-unbounded", In: "dht", Breaks: "second holders are asked without a limit", Tests: []string{"TestHedgedReadsAreFew"}},
 	{Name: "majority-of-one", In: "dht", Breaks: "a put is durable on the first holder", Tests: []string{"TestPutSurvivesMinorityDown", "internal/sim.TestPitfallMapNamesExtentsWithTooFewCopies"}},
