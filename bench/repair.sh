@@ -13,6 +13,7 @@ bin=${GABION_BIN:-bin/gabion}
 [ -n "${GABION_BIN:-}" ] || go build -trimpath -o "$bin" ./cmd/gabion
 window=${WINDOW:-3}
 dir=$(mktemp -d "${GABION_RIG_DIR:-/var/tmp}/gabion-repair-XXXXXX")
+go build -trimpath -o "$dir/flusher" ./bench/flusher
 pids=()
 trap 'for p in "${pids[@]}"; do kill -9 "$p" 2>/dev/null || true; done; wait 2>/dev/null || true; rm -rf "$dir"' EXIT
 
@@ -39,11 +40,12 @@ await_ok() {
 	echo "not redundant after a minute" >&2
 	exit 1
 }
-# foreground: fsync p50, p99 in ms, and writes per second
+# foreground: flush p50, p99 in ms, and flushes per second, of so many seconds; all of them go to a file
 foreground() {
-	fio --name=fg --ioengine=nbd --uri="$uri/fg" --rw=randwrite --bs=4k --size=256m --iodepth=1 --fsync=1 --rate_iops="${IOPS:-0}" --time_based \
-		--runtime="$1" --output-format=json 2>/dev/null | sed -n '/^{/,$p' |
-		jq -r '.jobs[0] | [.sync.lat_ns.percentile["50.000000"] / 1e6, .sync.lat_ns.percentile["99.000000"] / 1e6, .write.iops] | @tsv'
+	"$dir/flusher" -node "$(jq -r .nbd "$dir/n1/run.json")" -volume fg -rate "${IOPS:-0}" -for "$1s" -log "$dir/flushes.$2"
+}
+percentile() { # of all flushes of one kind of window, in ms
+	sort -n "$dir/flushes.$1" | awk -v q="$2" '{ v[NR] = $1 } END { printf "%.2f", v[int((NR - 1) * q / 100) + 1] / 1e6 }'
 }
 median() { sort -n | awk '{ v[NR] = $1 } END { print NR ? v[int((NR + 1) / 2)] : "-" }'; }
 
@@ -60,7 +62,7 @@ await_ok
 sync -f "$dir"
 echo "disk alone, one stream: $(dd if=/dev/zero of="$dir/dd" bs=1M count=1000 conv=fdatasync 2>&1 | tail -1 | awk -F, '{ print $NF }')"
 rm "$dir/dd"
-foreground 2 >/dev/null # what is fresh is slow
+foreground 2 first >/dev/null # what is fresh is slow
 g pool set repair=off >/dev/null
 kill -9 "${pids[5]}"
 wait "${pids[5]}" 2>/dev/null || true
@@ -84,7 +86,7 @@ for r in $(seq "${ROUNDS:-8}"); do
 		g pool set repair=$what >/dev/null
 		before=$(left)
 		began=$(date +%s%N)
-		f=$(foreground "$window")
+		f=$(foreground "$window" $what)
 		after=$(left)
 		took=$((($(date +%s%N) - began) / 1000000))
 		echo "$what $f $((((before - after) >> 10) * 1000 / took >> 10))" | tee -a "$dir/result" | xargs printf '%-10s %10.2f %10.2f %8.0f %10d\n'
@@ -94,5 +96,6 @@ done
 for what in off on; do
 	echo "median, repair $what: p50 $(awk "\$1 == \"$what\" { print \$2 }" "$dir/result" | median) ms," \
 		"p99 $(awk "\$1 == \"$what\" { print \$3 }" "$dir/result" | median) ms," \
-		"copies $(awk "\$1 == \"$what\" { print \$5 }" "$dir/result" | median) MiB/s"
+		"copies $(awk "\$1 == \"$what\" { print \$5 }" "$dir/result" | median) MiB/s;" \
+		"all flushes: p50 $(percentile $what 50) ms, p99 $(percentile $what 99) ms"
 done
