@@ -261,8 +261,9 @@ func (m *memExtents) Get(_ context.Context, addr ident.Addr) ([]byte, error) {
 	return slices.Clone(d), nil
 }
 
-func (m *memExtents) GetGently(ctx context.Context, addr ident.Addr) ([]byte, error) {
-	return m.Get(ctx, addr)
+func (m *memExtents) GetGently(ctx context.Context, addr ident.Addr) ([]byte, uint32, error) {
+	d, err := m.Get(ctx, addr)
+	return d, extent.Checksum(d), err
 }
 
 func (m *memExtents) Delete(ctx context.Context, vol ident.VolumeID, epoch uint64, addrs []ident.Addr, _ int) error {

@@ -11,7 +11,6 @@ import (
 
 	"github.com/gabion-storage/gabion/dht"
 	"github.com/gabion-storage/gabion/dht/brick"
-	"github.com/gabion-storage/gabion/dht/extent"
 	"github.com/gabion-storage/gabion/internal/ident"
 	"github.com/gabion-storage/gabion/overlay"
 )
@@ -270,7 +269,7 @@ func (v *Volume) copyBatch(ctx context.Context, batch []*lack) {
 		if !slices.ContainsFunc(l.at, func(b *brickRepair) bool { return b.failed() == nil }) {
 			continue
 		}
-		data, err := v.cfg.Extents.GetGently(ctx, l.Addr)
+		data, sum, err := v.cfg.Extents.GetGently(ctx, l.Addr)
 		if err != nil {
 			if _, still := v.wanted().keep[l.Addr]; still {
 				failAll([]*lack{l}, err)
@@ -278,7 +277,7 @@ func (v *Volume) copyBatch(ctx context.Context, batch []*lack) {
 			continue
 		}
 		x := l.Extent
-		x.Data, x.Hashed, x.Sum = data, true, extent.Checksum(data) // it was compared with its address
+		x.Data, x.Hashed, x.Sum = data, true, sum // it was compared with its address
 		for _, b := range l.at {
 			give[b] = append(give[b], x)
 		}

@@ -50,7 +50,7 @@ type Extents interface {
 	ReadAt(ctx context.Context, replicas int, addr ident.Addr, off int64, p []byte, verify func([]byte) bool) error
 	TryReadAt(addr ident.Addr, off int64, p []byte) bool
 	Get(ctx context.Context, addr ident.Addr) ([]byte, error)
-	GetGently(ctx context.Context, addr ident.Addr) ([]byte, error)
+	GetGently(ctx context.Context, addr ident.Addr) (data []byte, sum uint32, err error)
 	Delete(ctx context.Context, vol ident.VolumeID, epoch uint64, addrs []ident.Addr, replicas int) error
 	DeleteAt(ctx context.Context, b overlay.BrickRef, vol ident.VolumeID, epoch uint64, addrs []ident.Addr) error
 	List(ctx context.Context, b overlay.BrickRef, vol ident.VolumeID) ([]brick.Ref, error)

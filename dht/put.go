@@ -91,7 +91,8 @@ func (p *put) outcome(told bool, ended error) (PutResult, error) {
 }
 
 // PutTo stores xs on one brick, durable on return. The brick writes them gently:
-// nobody waits for a repair.
+// nobody waits for a repair. The bytes of xs must never change again: a disk of this node
+// that hangs may still work on them after PutTo has failed.
 func (s *Store) PutTo(ctx context.Context, b overlay.BrickRef, vol ident.VolumeID, epoch uint64, xs []Extent) error {
 	all := make([]int, len(xs))
 	for i := range xs {
@@ -331,6 +332,12 @@ func (s *Store) putHere(ctx context.Context, r putRequest, n int) error {
 	}
 	if err := l.bytes.acquire(ctx, n); err != nil {
 		return err
+	}
+	if r.gentle { // the bytes stay as they are
+		return s.onDisk(ctx, func() error {
+			defer l.bytes.release(n)
+			return s.servePut(r, func() {})
+		})
 	}
 	lent := copies.Get().(*[]byte)
 	buf := slices.Grow((*lent)[:0], n)

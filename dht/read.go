@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/gabion-storage/gabion/dht/extent"
 	"github.com/gabion-storage/gabion/internal/fault"
 	"github.com/gabion-storage/gabion/internal/ident"
 	"github.com/gabion-storage/gabion/internal/link"
@@ -56,9 +57,13 @@ func (s *Store) Get(ctx context.Context, addr ident.Addr) ([]byte, error) {
 	return s.getWith(ctx, &tries{store: s, addr: addr})
 }
 
-// GetGently is Get for a copy that nobody waits for.
-func (s *Store) GetGently(ctx context.Context, addr ident.Addr) ([]byte, error) {
-	return s.getWith(ctx, &tries{store: s, addr: addr, gentle: true})
+// GetGently is Get for a copy that nobody waits for. sum is Checksum of the bytes.
+func (s *Store) GetGently(ctx context.Context, addr ident.Addr) (data []byte, sum uint32, err error) {
+	data, err = s.getWith(ctx, &tries{store: s, addr: addr, gentle: true})
+	if err == nil {
+		s.cfg.Gently(func() { sum = extent.Checksum(data) })
+	}
+	return data, sum, err
 }
 
 func (s *Store) getWith(ctx context.Context, t *tries) ([]byte, error) {

@@ -105,4 +105,3 @@ func record(name string, took []time.Duration) error {
 	}
 	return f.Close()
 }
-

@@ -254,7 +254,13 @@ func (c *conn) run() error {
 	var err error
 	for err == nil {
 		if err = c.await(); err == nil {
-			c.gently(func() { buf, n, err = c.step(buf, n) })
+			c.gently(func() {
+				buf, n, err = c.step(buf, n)
+				// To change the priority of a thread costs more than to look.
+				for err == nil && c.cls == classGentle && c.wire.ready() {
+					buf, n, err = c.step(buf, n)
+				}
+			})
 		}
 	}
 	c.end(err)

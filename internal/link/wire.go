@@ -93,27 +93,41 @@ func (w *wire) fill() error {
 }
 
 // await waits until there is something to read, and takes nothing of it.
-func (w *wire) await() error {
+func (w *wire) await() (err error) {
 	if w.r < w.w {
 		return nil
 	}
-	var err error
-	var one [1]byte
 	if err2 := w.raw.Read(func(fd uintptr) bool {
-		for {
-			_, _, err = syscall.Recvfrom(int(fd), one[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
-			switch err {
-			case syscall.EINTR:
-			case syscall.EAGAIN:
-				return false
-			default:
-				return true
-			}
-		}
+		_, err = peek(fd)
+		return err != syscall.EAGAIN
 	}); err2 != nil {
 		return err2
 	}
 	return err // none at the end of the stream, which the next read tells
+}
+
+// ready tells whether there is something to read now.
+func (w *wire) ready() bool {
+	if w.hasRecord() {
+		return true
+	}
+	n := 0
+	err := w.raw.Read(func(fd uintptr) bool {
+		n, _ = peek(fd)
+		return true
+	})
+	return err == nil && n > 0
+}
+
+// peek looks for a byte in a socket, without waiting: then the error is EAGAIN.
+func peek(fd uintptr) (n int, err error) {
+	var one [1]byte
+	for {
+		n, _, err = syscall.Recvfrom(int(fd), one[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+		if err != syscall.EINTR {
+			return n, err
+		}
+	}
 }
 
 // hasRecord tells whether the next Read of tls can be served without waiting.
