@@ -74,7 +74,6 @@ type Pacer struct {
 	begunSize int64     // bytes of the copies begun since then
 	last      time.Time // a copy began
 	heard     time.Time // the newest flush ended
-	fell      bool      // the rate was too high once: it rises by steps now
 	alone     bool      // the rate was reached while nobody flushed
 	quietFrom time.Time // the last stop to learn what is undisturbed, or the one to come
 	quietTo   time.Time
@@ -277,8 +276,8 @@ func (p *Pacer) adapt() {
 		return // who flushed a moment ago may be waiting for the next one
 	}
 	if n == 0 { // nobody to disturb
-		p.fell, p.alone = false, true
-		p.double(now)
+		p.alone = true
+		p.raise(now, 2*p.rate)
 		p.judge(now)
 		return
 	}
@@ -311,11 +310,11 @@ func (p *Pacer) judge(now time.Time) {
 	p.begun, p.begunSize = now, 0
 }
 
-// double lets copies go twice as fast, as far as they did go as fast as they might: a rate
-// that nothing reaches would have to come down again first when a client comes.
-func (p *Pacer) double(now time.Time) {
+// raise lets copies go faster, as far as they did go about as fast as they might: a rate
+// that nothing reaches would have to come down again first when it becomes too high.
+func (p *Pacer) raise(now time.Time, to float64) {
 	went := float64(p.begunSize) / now.Sub(p.begun).Seconds()
-	p.rate = min(PaceCeiling, 2*p.rate, max(2*went, paceStart))
+	p.rate = max(p.rate, min(PaceCeiling, to, max(2*went, paceStart)))
 }
 
 // steer changes the rate by how many flushes took longer than the tail may be.
@@ -323,13 +322,9 @@ func (p *Pacer) steer(now time.Time) {
 	limit := paceSlack + time.Duration(paceGoal*float64(p.calm.tail()))
 	// As many as may be make 1.
 	over := float64(p.tense.over(limit)) / (float64(len(p.tense.all)) * (1 - paceTail))
-	switch {
-	case over > 1:
-		p.fell = true
+	if over > 1 {
 		p.rate = max(PaceFloor, p.rate*max(paceFall, 1-paceGain*(over-1)))
-	case p.fell:
-		p.rate = min(PaceCeiling, p.rate+(1-over)*max(paceRiseMin, paceRise*p.rate))
-	default:
-		p.double(now)
+		return
 	}
+	p.raise(now, p.rate+(1-over)*max(paceRiseMin, paceRise*p.rate))
 }

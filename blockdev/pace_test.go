@@ -3,6 +3,7 @@ package blockdev
 import (
 	"context"
 	"errors"
+	"math"
 	"slices"
 	"sync"
 	"testing"
@@ -193,6 +194,30 @@ func TestPacerSteersByTheTail(t *testing.T) {
 	before := p.rate
 	if p.steer(p.now()); p.rate >= before {
 		t.Errorf("the rate went from %v to %v", before, p.rate)
+	}
+}
+
+// TestPacerRisesByStepsBesideAClient: who flushes finds out little by little what it bears,
+// and a rate that copies do not reach does not rise.
+func TestPacerRisesByStepsBesideAClient(t *testing.T) {
+	for name, c := range map[string]struct {
+		went float64 // of what it might
+		want float64 // of what it was
+	}{"as fast as it may": {1, 1 + paceRise}, "a third of that": {1. / 3, 1}} {
+		t.Run(name, func(t *testing.T) {
+			p := NewPacer()
+			for range paceEnough {
+				p.calm.add(time.Millisecond)
+				p.tense.add(time.Millisecond)
+			}
+			p.rate = 4 * paceStart
+			now := p.now()
+			p.begun, p.begunSize = now.Add(-time.Second), int64(c.went*p.rate)
+			p.steer(now)
+			if got := p.rate / (4 * paceStart); math.Abs(got-c.want) > 0.001 {
+				t.Errorf("the rate became %.3f times what it was, not %.3f", got, c.want)
+			}
+		})
 	}
 }
 
