@@ -2,7 +2,8 @@
 # What repair costs the foreground, and how fast it is. Five nodes on one disk, a volume of three copies with DATA
 # (3G) in it; one node is lost for good. While its copies are made anew, a client writes 4 KiB at a time to another volume and
 # flushes each: in windows of WINDOW (3) seconds that alternate between repair going on and repair paused by the
-# operator, so that both see the same neighbours on the machine. Prints the windows, their medians, and MiB/s of copies.
+# operator, so that both see the same neighbours on the machine. Prints the windows, their medians, MiB/s of copies, and
+# the percentiles of all flushes of either kind of window. The client is bench/flusher; fio only fills the volume.
 # Before that, ALONE (3) seconds without a client: what the machine allows. RATE limits repair ('auto': none), IOPS
 # the client (0: it writes again as soon as it may, and so keeps two cores busy by itself).
 # usage: bench/repair.sh     env: DATA WINDOW ROUNDS ALONE RATE IOPS GABION_RIG_DIR GABION_BIN
