@@ -37,7 +37,26 @@ type Survivor struct {
 	Config   Config // newest known
 }
 
-// better orders survivors: the one to recover from comes first.
+// best puts the survivor to recover from first. That is the one that met the newest ballot
+// and has most of it, unless a checkpoint brought another one beyond all of that: what
+// a checkpoint covers is chosen, whatever ballot the copy has met.
+func best(all []Survivor) {
+	slices.SortFunc(all, Survivor.better)
+	if len(all) == 0 || mutant.On("older-survivor") {
+		return
+	}
+	first := 0
+	for i, s := range all {
+		if !s.Witness && s.UpTo > max(all[0].Last, all[first].UpTo) {
+			first = i
+		}
+	}
+	s := all[first]
+	copy(all[1:first+1], all[:first])
+	all[0] = s
+}
+
+// better orders survivors by their logs.
 func (s Survivor) better(o Survivor) int {
 	if s.Witness != o.Witness {
 		if o.Witness {
@@ -100,7 +119,7 @@ func Survivors(ctx context.Context, t link.Transport, nodes []ident.NodeID, grou
 		return nil, fault.Newf(fault.NotFound, "quorum.survivors", group.String(), "no node that answers has a copy: %w",
 			errors.Join(last, errors.New("nothing to recover from")))
 	}
-	slices.SortFunc(all, Survivor.better)
+	best(all)
 	return all, nil
 }
 

@@ -1,9 +1,11 @@
 package quorum
 
 import (
+	"slices"
 	"testing"
 
 	"github.com/gabion-storage/gabion/internal/fault"
+	"github.com/gabion-storage/gabion/internal/ident"
 )
 
 // Two of three are gone for good. The third goes on by the word of a person; when
@@ -67,6 +69,38 @@ func TestHazardLossOfQuorumIsNotTheEnd(t *testing.T) {
 	p.nodes[0].left()
 	p.nodes[2].left()
 	h2.flush(t, h2.put(t, "d"))
+}
+
+// A voter that missed the newest holder, and then got its checkpoint, has more than one that
+// stopped half way through what that holder wrote.
+func TestSurvivorWithTheNewestCheckpointComesFirst(t *testing.T) {
+	met := func(node byte, epoch, upTo, last uint64) Survivor {
+		return Survivor{Member: Member{Node: ident.NodeID{node}}, Opened: Ballot{Epoch: epoch}, UpTo: upTo, Last: last}
+	}
+	witness := met(9, 9, 900, 900)
+	witness.Witness = true
+	for _, c := range []struct {
+		name string
+		all  []Survivor
+		want []byte
+	}{
+		{"the newest ballot", []Survivor{met(1, 42, 0, 300), met(2, 44, 0, 205)}, []byte{2, 1}},
+		{"the longer log of it", []Survivor{met(1, 44, 0, 204), met(2, 44, 0, 205)}, []byte{2, 1}},
+		{"a checkpoint beyond it", []Survivor{met(1, 42, 210, 210), met(2, 44, 190, 205), met(3, 43, 0, 400)}, []byte{1, 2, 3}},
+		{"one that it has too", []Survivor{met(1, 42, 205, 205), met(2, 44, 190, 205)}, []byte{2, 1}},
+		{"the newer of two", []Survivor{met(1, 41, 220, 220), met(2, 42, 210, 230), met(3, 44, 0, 205)}, []byte{1, 3, 2}},
+		{"never a witness", []Survivor{witness, met(2, 44, 190, 205)}, []byte{2, 9}},
+		{"nobody", nil, nil},
+	} {
+		best(c.all)
+		var got []byte
+		for _, s := range c.all {
+			got = append(got, s.Member.Node[0])
+		}
+		if !slices.Equal(got, c.want) {
+			t.Errorf("%s: %v, want %v", c.name, got, c.want)
+		}
+	}
 }
 
 func TestRecoveryIsRefusedWithAMajority(t *testing.T) {

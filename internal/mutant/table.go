@@ -65,6 +65,7 @@ var All = []Mutation{
 	{Name: "stay-forever", In: "quorum", Breaks: "a member that was not told to leave never asks", Tests: []string{"TestReplacedMemberThatWasAwayLeaves"}},
 	{Name: "swap-early", In: "quorum", Breaks: "a configuration is proposed before its members have caught up", Tests: []string{"TestPitfallNewMemberCountsTooEarly"}},
 	{Name: "timid-force", In: "quorum", Breaks: "a forced configuration is only one version ahead", Tests: []string{"TestForcedConfigurationOutlivesItsRivals"}},
+	{Name: "older-survivor", In: "quorum", Breaks: "a survivor that met an older ballot comes last, whatever checkpoint it has", Tests: []string{"TestSurvivorWithTheNewestCheckpointComesFirst"}},
 	{Name: "ack-at-one", In: "quorum/paxos", Breaks: "an opening asks one voter", Tests: []string{"quorum.TestHazardAcknowledgeWithOneCopy"}, Core: 1, Whole: 1, Only: "takeover,isolate"},
 	{Name: "carry-slot", In: "quorum/paxos", Breaks: "an opening proposes the last value again in another slot", Tests: []string{"quorum.TestHazardGhostWrite", "TestGhostIsKnownByAnOlderCut"}, Core: 2},
 	{Name: "carry-stale", In: "quorum/paxos", Breaks: "cuts kill nothing", Core: 131},
