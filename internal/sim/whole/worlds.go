@@ -14,6 +14,8 @@ type forcing struct {
 	// openedMax. Of opened and before it had all slots up to kept, and none beyond last.
 	opened, openedMax uint64
 	kept, last        uint64
+	// What is chosen up to slot upTo came with a checkpoint, in whatever epoch.
+	upTo uint64
 }
 
 // fate is what a forcing did to an operation.
@@ -28,10 +30,10 @@ const (
 // fate tells what became of an operation of the old world.
 func (c *forcing) fate(r row) fate {
 	switch {
-	case r.epoch > c.openedMax || r.lo > c.last:
-		return isLost
-	case r.epoch <= c.opened && r.hi <= c.kept:
+	case r.hi <= c.upTo || r.epoch <= c.opened && r.hi <= c.kept:
 		return isKept
+	case r.lo > c.last || r.epoch > c.openedMax && r.lo > c.upTo:
+		return isLost
 	}
 	return isEither
 }
@@ -134,9 +136,9 @@ func (in world) losses(rows []row) []row {
 // was chosen, and is like after now.
 func forcedAt(at int64, before, after quorum.Survivor) *forcing {
 	c := &forcing{at: at, epoch: forcedEpoch(after.Promised.Epoch), opened: before.Opened.Epoch,
-		openedMax: before.Promised.Epoch, kept: before.Durable, last: ^uint64(0)}
+		openedMax: before.Promised.Epoch, kept: before.Durable, last: ^uint64(0), upTo: before.UpTo}
 	if after.Opened.Epoch < c.epoch { // nobody has opened it since: this is exactly what was forced
-		c.opened, c.openedMax, c.kept, c.last = after.Opened.Epoch, after.Opened.Epoch, after.Durable, after.Last
+		c.opened, c.openedMax, c.kept, c.last, c.upTo = after.Opened.Epoch, after.Opened.Epoch, after.Durable, after.Last, after.UpTo
 	}
 	return c
 }
