@@ -4,6 +4,9 @@ import (
 	"log/slog"
 	"slices"
 	"testing"
+
+	"github.com/gabion-storage/gabion/internal/ident"
+	"github.com/gabion-storage/gabion/quorum"
 )
 
 // written is a history of one block: n writes one after the other, each read back;
@@ -70,6 +73,47 @@ func recovered(kept, last uint64, shown uint32) *volume {
 	row(opWrite, 1<<32, 5, 5)
 	row(opRead, 1<<32, 5, 5)
 	return v
+}
+
+// What a survivor got by a checkpoint is there whatever epoch it is from, though the
+// survivor never met that epoch.
+func TestForcedRecoveryKeepsWhatACheckpointBrought(t *testing.T) {
+	for upTo := range uint64(4) {
+		for shown := range uint32(5) {
+			w, v := &World{log: slog.New(slog.DiscardHandler), stopped: make(chan struct{})}, recovered(upTo, upTo, shown)
+			v.hist.forced.opened, v.hist.forced.openedMax, v.hist.forced.upTo = 0, 0, upTo
+			if w.check(v); (shown == uint32(upTo)) != (w.violation == "") {
+				t.Errorf("checkpoint up to slot %d, %d shown: %q", upTo, shown, w.violation)
+			}
+		}
+	}
+}
+
+// The configuration in force is one that its members know, not one that its proposer
+// never got chosen; with too few members to ask it is the newest.
+func TestConfigurationInForce(t *testing.T) {
+	node := func(i byte) ident.NodeID { return ident.NodeID{i} }
+	config := func(version uint64, voters ...byte) quorum.Config {
+		c := quorum.Config{Version: version}
+		for _, v := range voters {
+			c.Members = append(c.Members, quorum.Member{Node: node(v), Role: quorum.Voter})
+		}
+		return c
+	}
+	old, proposed := config(7, 1, 2, 3), config(8, 1, 2, 4)
+	for _, c := range []struct {
+		known map[ident.NodeID]quorum.Config
+		want  uint64
+	}{
+		{known: map[ident.NodeID]quorum.Config{node(1): old, node(2): old, node(3): old, node(4): proposed}, want: 7},
+		{known: map[ident.NodeID]quorum.Config{node(1): old, node(2): proposed, node(3): old, node(4): proposed}, want: 8},
+		{known: map[ident.NodeID]quorum.Config{node(2): config(9, 2), node(1): old, node(3): old}, want: 9},
+		{known: map[ident.NodeID]quorum.Config{node(3): old, node(4): proposed}, want: 8},
+	} {
+		if got := inForce(c.known); got.Version != c.want {
+			t.Errorf("%v: version %d, want %d", c.known, got.Version, c.want)
+		}
+	}
 }
 
 // What the survivor had is there after a forced recovery, nothing older; what it had not

@@ -95,19 +95,51 @@ func (w *World) spare(m *machine) bool {
 	return recorded
 }
 
-// configs are the newest configurations that nodes know.
+// configs are the configurations in force: the newest that a majority of its voters
+// know, or went beyond. One that only its proposer knows may never be chosen. Where too
+// many are down to tell, the newest that anybody knows.
 func (w *World) configs() map[ident.GroupID]quorum.Config {
-	newest := map[ident.GroupID]quorum.Config{}
+	known := map[ident.GroupID]map[ident.NodeID]quorum.Config{}
 	for _, o := range w.machines {
 		if p := o.running(); p != nil {
 			for _, g := range p.core.Acceptors.Groups() {
-				if g.Config.Version >= newest[g.Group].Version {
-					newest[g.Group] = g.Config
+				if known[g.Group] == nil {
+					known[g.Group] = map[ident.NodeID]quorum.Config{}
+				}
+				if g.Config.Version >= known[g.Group][o.id].Version {
+					known[g.Group][o.id] = g.Config
 				}
 			}
 		}
 	}
-	return newest
+	out := map[ident.GroupID]quorum.Config{}
+	for g, by := range known {
+		out[g] = inForce(by)
+	}
+	return out
+}
+
+// inForce is the configuration in force of one group, by what each node knows of it.
+func inForce(known map[ident.NodeID]quorum.Config) quorum.Config {
+	var newest, agreed quorum.Config
+	for _, c := range known {
+		n := 0
+		for _, m := range c.Members {
+			if m.Role != quorum.Learner && known[m.Node].Version >= c.Version {
+				n++
+			}
+		}
+		if c.Version > newest.Version {
+			newest = c
+		}
+		if n > c.Voters()/2 && c.Version > agreed.Version {
+			agreed = c
+		}
+	}
+	if agreed.Version == 0 {
+		return newest
+	}
+	return agreed
 }
 
 // stand decides about a node until the pool has it, or the operator decided otherwise.
