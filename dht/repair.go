@@ -1,7 +1,6 @@
 package dht
 
 import (
-	"crypto/sha256"
 	"sync"
 
 	"github.com/gabion-storage/gabion/dht/brick"
@@ -100,7 +99,7 @@ func (s *Store) replace(r repair) (replaced bool, err error) {
 	if fault.Is(err, fault.NotFound) {
 		return false, nil // deleted meanwhile
 	}
-	good := err == nil && sha256.Sum256(data) == r.addr
+	good := err == nil && ident.AddrOf(data) == r.addr
 	if good && !r.onDisk {
 		return false, nil // a reader's mistake, or replaced already
 	}

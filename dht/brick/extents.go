@@ -1,7 +1,6 @@
 package brick
 
 import (
-	"crypto/sha256"
 	"hash/crc32"
 	"slices"
 	"sync"
@@ -38,7 +37,7 @@ func (x *Extent) intact() bool {
 	case x.Summed:
 		return crc32.Checksum(x.Data, castagnoli) == x.Sum
 	}
-	return sha256.Sum256(x.Data) == x.Addr
+	return ident.AddrOf(x.Data) == x.Addr
 }
 
 // Ref names a stored extent of a volume. Size is in bytes.
@@ -117,7 +116,7 @@ func (b *Brick) putExtents(xs []Extent, gentle bool) error {
 // deleted; else as PutExtents.
 func (b *Brick) ReplaceExtent(x Extent) error {
 	s := b.extents
-	if sha256.Sum256(x.Data) != x.Addr {
+	if ident.AddrOf(x.Data) != x.Addr {
 		return fault.Newf(fault.Corrupt, "brick.replace", x.Addr.Short(), "the bytes are not those of the address")
 	}
 	if _, ok := s.table.get(x.Addr); !ok {

@@ -2,7 +2,6 @@ package brick
 
 import (
 	"cmp"
-	"crypto/sha256"
 	"fmt"
 	"io"
 	"slices"
@@ -159,7 +158,7 @@ func (s *scrub) verifyRecord(seg *extentSegment, r *indexed) error {
 	case !checkExtentHeader(b, r.addr, r.size):
 		return fault.Newf(fault.Corrupt, "brick.scrub", r.addr.Short(), "damaged record header in %s at byte %d",
 			extentSegmentName(r.segment), r.start())
-	case sha256.Sum256(b[extentHeader:]) != r.addr:
+	case ident.AddrOf(b[extentHeader:]) != r.addr:
 		return fault.Newf(fault.Corrupt, "brick.scrub", r.addr.Short(), "in %s at byte %d are other bytes than those of its address",
 			extentSegmentName(r.segment), r.start())
 	}

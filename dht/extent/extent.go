@@ -5,7 +5,6 @@
 package extent
 
 import (
-	"crypto/sha256"
 	"encoding/binary"
 	"hash/crc32"
 
@@ -64,7 +63,7 @@ func Address(encoded []byte) ident.Addr {
 	if mutant.On("address-of-content") {
 		encoded = encoded[min(HeaderSize, len(encoded)):]
 	}
-	return sha256.Sum256(encoded)
+	return ident.AddrOf(encoded)
 }
 
 // Header is the fixed part of an extent.

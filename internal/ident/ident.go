@@ -5,6 +5,7 @@ package ident
 
 import (
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
 )
@@ -81,6 +82,25 @@ func (id ID[K]) Compare(o ID[K]) int {
 
 // Addr is the address of an extent: SHA-256 of its encoded bytes.
 type Addr [32]byte
+
+// hashPiece is how much is hashed at a time. The loop over one call's bytes has no place at
+// which the runtime could stop it, and whoever stops the world waits for it.
+const hashPiece = 32 << 10
+
+// AddrOf is the address of encoded bytes.
+func AddrOf(data []byte) (a Addr) {
+	if len(data) <= hashPiece {
+		return sha256.Sum256(data)
+	}
+	h := sha256.New()
+	for len(data) > hashPiece {
+		h.Write(data[:hashPiece])
+		data = data[hashPiece:]
+	}
+	h.Write(data)
+	h.Sum(a[:0])
+	return a
+}
 
 func (a Addr) String() string { return hex.EncodeToString(a[:]) }
 func (a Addr) Short() string  { return hex.EncodeToString(a[:4]) }
