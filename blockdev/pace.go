@@ -19,14 +19,16 @@ const (
 	paceStart   = 64 << 20
 	// paceRise is the part by which the rate rises in a step while nobody is disturbed (at least
 	// by paceRiseMin), paceGain that by which it falls for each time that as many as
-	// allowed are disturbed too much, and paceFall what is left of it at the least.
-	paceRise    = 0.1
+	// allowed are disturbed too much, and paceFall what is left of it at the least. In a step
+	// one flush or two may be disturbed: by chance it is none or three as well, and longer
+	// steps made the rate swing by itself.
+	paceRise    = 0.03
 	paceRiseMin = 4 << 20
-	paceGain    = 0.1
+	paceGain    = 0.03
 	paceFall    = 0.7
 	// paceGoal is how many times its undisturbed value the tail of the foreground's
 	// flushes may be, and paceSlack a difference that nobody minds.
-	paceGoal  = 1.5
+	paceGoal  = 1.75
 	paceSlack = 100 * time.Microsecond
 	// paceTail is the quantile that counts: one flush in a hundred may be slower.
 	paceTail = 0.99
