@@ -7,11 +7,13 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/gabion-storage/gabion/dht"
 	"github.com/gabion-storage/gabion/dht/brick"
 	"github.com/gabion-storage/gabion/internal/ident"
+	"github.com/gabion-storage/gabion/internal/lend"
 	"github.com/gabion-storage/gabion/overlay"
 )
 
@@ -265,6 +267,7 @@ func (v *Volume) copyBatch(ctx context.Context, batch []*lack) {
 		}
 	}
 	give := map[*brickRepair][]dht.Extent{}
+	read := make([][]byte, 0, len(batch))
 	for _, l := range batch {
 		if !slices.ContainsFunc(l.at, func(b *brickRepair) bool { return b.failed() == nil }) {
 			continue
@@ -276,6 +279,7 @@ func (v *Volume) copyBatch(ctx context.Context, batch []*lack) {
 			}
 			continue
 		}
+		read = append(read, data)
 		x := l.Extent
 		x.Data, x.Hashed, x.Sum = data, true, sum // it was compared with its address
 		for _, b := range l.at {
@@ -283,12 +287,14 @@ func (v *Volume) copyBatch(ctx context.Context, batch []*lack) {
 		}
 	}
 	var wg sync.WaitGroup
+	var kept atomic.Bool // a disk may still work on what was not put
 	for b, xs := range give {
 		if b.failed() != nil {
 			continue
 		}
 		wg.Go(func() {
 			if err := v.cfg.Extents.PutTo(ctx, b.ref, v.cfg.ID, v.epoch, xs); err != nil {
+				kept.Store(true)
 				b.fail(err)
 				return
 			}
@@ -296,6 +302,11 @@ func (v *Volume) copyBatch(ctx context.Context, batch []*lack) {
 		})
 	}
 	wg.Wait()
+	if !kept.Load() {
+		for _, data := range read {
+			lend.Put(data)
+		}
+	}
 }
 
 func failAll(batch []*lack, err error) {

@@ -91,8 +91,8 @@ func (p *put) outcome(told bool, ended error) (PutResult, error) {
 }
 
 // PutTo stores xs on one brick, durable on return. The brick writes them gently:
-// nobody waits for a repair. The bytes of xs must never change again: a disk of this node
-// that hangs may still work on them after PutTo has failed.
+// nobody waits for a repair. If PutTo fails the bytes of xs must never change again: a disk of this node
+// that hangs may still work on them.
 func (s *Store) PutTo(ctx context.Context, b overlay.BrickRef, vol ident.VolumeID, epoch uint64, xs []Extent) error {
 	all := make([]int, len(xs))
 	for i := range xs {

@@ -2,7 +2,6 @@ package dht
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"slices"
@@ -11,6 +10,7 @@ import (
 	"github.com/gabion-storage/gabion/dht/extent"
 	"github.com/gabion-storage/gabion/internal/fault"
 	"github.com/gabion-storage/gabion/internal/ident"
+	"github.com/gabion-storage/gabion/internal/lend"
 	"github.com/gabion-storage/gabion/internal/link"
 	"github.com/gabion-storage/gabion/internal/mutant"
 	"github.com/gabion-storage/gabion/overlay"
@@ -47,12 +47,13 @@ func (s *Store) ReadAt(ctx context.Context, replicas int, addr ident.Addr, off i
 			return fault.Newf(fault.Corrupt, "dht.read", addr.Short(), "bytes [%d, %d) do not match their checksum", off, off+int64(len(p)))
 		}
 		copy(p, got)
+		lend.Put(got)
 		return nil
 	})
 }
 
 // Get returns a whole extent, verified against its address, from any holder.
-// The result is the caller's. Kinds as for ReadAt.
+// The result is the caller's, who may give it back (lend.Put). Kinds as for ReadAt.
 func (s *Store) Get(ctx context.Context, addr ident.Addr) ([]byte, error) {
 	return s.getWith(ctx, &tries{store: s, addr: addr})
 }
@@ -95,7 +96,7 @@ func (s *Store) rangeFrom(ctx context.Context, b overlay.BrickRef, addr ident.Ad
 			return nil, err
 		}
 		return s.readHere(ctx, b, func() ([]byte, error) {
-			p := make([]byte, n)
+			p := lend.Get(n)
 			return p, l.ReadExtent(addr, p, off)
 		})
 	}
@@ -143,7 +144,7 @@ func (s *Store) wholeFrom(ctx context.Context, b overlay.BrickRef, addr ident.Ad
 		return nil, err
 	}
 	var sum ident.Addr
-	way.run(func() { sum = sha256.Sum256(data) })
+	way.run(func() { sum = ident.AddrOf(data) })
 	if sum != addr && !mutant.On("accept-unverified") {
 		return nil, fault.Newf(fault.Corrupt, "dht.read", addr.Short(), "the bytes are not those of the address")
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/gabion-storage/gabion/dht/extent"
 	"github.com/gabion-storage/gabion/internal/fault"
 	"github.com/gabion-storage/gabion/internal/ident"
+	"github.com/gabion-storage/gabion/internal/lend"
 	"github.com/gabion-storage/gabion/internal/link"
 	"github.com/gabion-storage/gabion/internal/vfs"
 	"github.com/gabion-storage/gabion/overlay"
@@ -22,7 +23,10 @@ import (
 	"github.com/gabion-storage/gabion/overlay/placement"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	lend.Poison = true
+	goleak.VerifyTestMain(m)
+}
 
 var (
 	testPool = ident.PoolID{0: 'p'}

@@ -5,19 +5,36 @@ import (
 
 	"github.com/gabion-storage/gabion/internal/fault"
 	"github.com/gabion-storage/gabion/internal/ident"
+	"github.com/gabion-storage/gabion/internal/lend"
 	"github.com/gabion-storage/gabion/internal/link"
+	"github.com/gabion-storage/gabion/internal/mutant"
 )
 
 // handle registers the server's half. Peers are authenticated members of the
 // pool; every length they send is still bounded before it is used.
 func (s *Store) handle() {
-	register(s, typePut, decodePut, func(r putRequest) ([]byte, error) { return nil, s.servePut(r, func() {}) })
-	register(s, typePutGently, decodePut, func(r putRequest) ([]byte, error) {
-		r.gentle = true
-		return nil, s.servePut(r, func() {})
-	})
-	register(s, typeRead, decodeRead, func(r readRequest) ([]byte, error) { return s.serveRead(r, atOnce) })
-	register(s, typeReadGently, decodeRead, func(r readRequest) ([]byte, error) { return s.serveRead(r, s.cfg.Gently) })
+	for typ, gentle := range map[link.Type]bool{typePut: false, typePutGently: true} {
+		s.cfg.Transport.HandleCall(typ, func(_ context.Context, _ ident.NodeID, body []byte) ([]byte, error) {
+			r, err := decodePut(body)
+			if err != nil {
+				return nil, err
+			}
+			r.gentle = gentle
+			if mutant.On("lend-early") {
+				lend.Put(body)
+			}
+			return nil, s.servePut(r, func() { lend.Put(body) })
+		})
+	}
+	for typ, run := range map[link.Type]func(func()){typeRead: atOnce, typeReadGently: s.cfg.Gently} {
+		s.cfg.Transport.HandleCallLent(typ, func(_ context.Context, _ ident.NodeID, body []byte) ([]byte, error) {
+			r, err := decodeRead(body)
+			if err != nil {
+				return nil, err
+			}
+			return s.serveRead(r, run)
+		})
+	}
 	register(s, typeDelete, decodeDelete, func(r deleteRequest) ([]byte, error) { return nil, s.serveDelete(r) })
 	register(s, typeList, decodeList, func(r listRequest) ([]byte, error) {
 		page, err := s.serveList(r)
@@ -110,7 +127,7 @@ func (s *Store) serveRead(r readRequest, run func(func())) ([]byte, error) {
 	return <-got, nil
 }
 
-// readRange reads what r asks for, unverified.
+// readRange reads what r asks for, unverified. The bytes are lent to the caller.
 func readRange(l *localBrick, r readRequest) ([]byte, error) {
 	if r.length == 0 {
 		return readWhole(l, r.addr)
@@ -122,7 +139,7 @@ func readRange(l *localBrick, r readRequest) ([]byte, error) {
 	if r.off+int64(r.length) > size {
 		return nil, fault.Newf(fault.Invalid, "dht.read", r.addr.Short(), "bytes [%d, %d) of an extent of %d", r.off, r.off+int64(r.length), size)
 	}
-	p := make([]byte, r.length)
+	p := lend.Get(r.length)
 	return p, l.ReadExtent(r.addr, p, r.off)
 }
 
@@ -130,7 +147,7 @@ func absent(l *localBrick, addr ident.Addr) error {
 	return fault.Newf(fault.NotFound, "dht.read", addr.Short(), "not on brick %s", l.ref.Brick.Short())
 }
 
-// readWhole reads a whole extent of a local brick, unverified.
+// readWhole reads a whole extent of a local brick, unverified. The bytes are lent to the caller.
 func readWhole(l *localBrick, addr ident.Addr) ([]byte, error) {
 	size, ok := l.StatExtent(addr)
 	if !ok {
@@ -139,7 +156,7 @@ func readWhole(l *localBrick, addr ident.Addr) ([]byte, error) {
 	if size > ExtentMax {
 		return nil, fault.Newf(fault.Corrupt, "dht.read", addr.Short(), "an extent of %d bytes", size)
 	}
-	p := make([]byte, size)
+	p := lend.Get(int(size))
 	return p, l.ReadExtent(addr, p, 0)
 }
 

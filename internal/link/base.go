@@ -45,6 +45,7 @@ type base struct {
 	self         ident.NodeID
 	handlers     [256]Handler
 	callHandlers [256]CallHandler
+	lent         [256]bool // by HandleCallLent
 	onConnect    []func(ident.NodeID, bool)
 
 	wg sync.WaitGroup // goroutines of inbound calls and connections
@@ -71,6 +72,8 @@ func (b *base) Self() ident.NodeID { return b.self }
 func (b *base) Handle(typ Type, h Handler) { b.handlers[typ] = h }
 
 func (b *base) HandleCall(typ Type, h CallHandler) { b.callHandlers[typ] = h }
+
+func (b *base) HandleCallLent(typ Type, h CallHandler) { b.callHandlers[typ], b.lent[typ] = h, true }
 
 // OnConnect implements Transport. A node is up when all of its connections
 // are. The calls of f for one node come one after another, in order.

@@ -8,6 +8,7 @@ import (
 
 	"github.com/gabion-storage/gabion/internal/fault"
 	"github.com/gabion-storage/gabion/internal/ident"
+	"github.com/gabion-storage/gabion/internal/lend"
 )
 
 // Limits of one connection.
@@ -235,7 +236,7 @@ func (c *channel) dispatch(h header, body []byte) {
 	case frameCall:
 		c.serve(h, body)
 	case frameAnswer:
-		c.answered(h.id, callResult{body: append([]byte(nil), body...)})
+		c.answered(h.id, callResult{body: lend.Copy(body)})
 	case frameFailure:
 		c.answered(h.id, callResult{err: parseError(body)})
 	case frameCancel:
@@ -289,8 +290,7 @@ func (c *channel) serve(h header, body []byte) {
 	c.inCost += cost(h.size)
 	c.base.wg.Add(1)
 	c.mu.Unlock()
-	owned := append([]byte(nil), body...)
-	go c.run(ctx, cancel, f, h, owned)
+	go c.run(ctx, cancel, f, h, lend.Copy(body))
 }
 
 // run is the goroutine of one inbound call.
@@ -313,6 +313,9 @@ func (c *channel) run(ctx context.Context, cancel context.CancelFunc, f CallHand
 		}
 		// the connection's end is the only failure; the caller learns of it by itself
 		_ = c.out.post(ctx, a, mode, true, result)
+		if err == nil && c.base.lent[h.typ] {
+			lend.Put(result)
+		}
 	}
 	cancel()
 }

@@ -38,8 +38,8 @@ type Peer interface {
 type Handler func(from Peer, body []byte, more bool)
 
 // CallHandler answers calls. It runs on a goroutine of its own; body is owned
-// by the handler, the result by the link. An error's kind and text reach the
-// caller.
+// by the handler, which may give it back (lend.Put), the result by the link. An error's kind
+// and text reach the caller.
 type CallHandler func(ctx context.Context, from ident.NodeID, body []byte) ([]byte, error)
 
 // Transport is what nodes talk through. Handlers are registered before Start.
@@ -52,10 +52,13 @@ type Transport interface {
 	// Call sends a request and waits for its answer or ctx. Unavailable: not
 	// sent. Indeterminate: the connection died while it was under way. Any
 	// other kind: the handler's own. bufs may be reused when it returns. The
-	// result is owned by the caller. Calls to Self run the handler directly.
+	// result is owned by the caller, who may give it back (lend.Put). Calls to Self run the handler directly.
 	Call(ctx context.Context, to ident.NodeID, typ Type, bufs ...[]byte) ([]byte, error)
 	Handle(typ Type, h Handler)
 	HandleCall(typ Type, h CallHandler)
+	// HandleCallLent is HandleCall for results that nobody else has and that are given back
+	// (lend.Put) when they are sent.
+	HandleCallLent(typ Type, h CallHandler)
 	// OnConnect registers f to be told when the outbound connection to a node
 	// comes up or goes down. f must not block.
 	OnConnect(f func(to ident.NodeID, up bool))

@@ -32,6 +32,7 @@ var All = []Mutation{
 	{Name: "endless-tail", In: "blockdev", Breaks: "until a checkpoint freezes the tail, it grows without bound", Tests: []string{"TestTailIsBoundedBeforeItIsFrozen"}},
 	{Name: "accept-unverified", In: "dht", Breaks: "bytes of a damaged copy are handed out", Tests: []string{"TestReadFallsOverFromDamagedLocalCopyAndRepairsIt"}, Whole: 1, Only: "disk-rot,disk-cold"},
 	{Name: "hedge-unbounded", In: "dht", Breaks: "second holders are asked without a limit", Tests: []string{"TestHedgedReadsAreFew"}},
+	{Name: "lend-early", In: "dht", Breaks: "what a disk is to write is given back before it has", Tests: []string{"TestDiskThatHangsKeepsWhatItWrites"}},
 	{Name: "majority-of-one", In: "dht", Breaks: "a put is durable on the first holder", Tests: []string{"TestPutSurvivesMinorityDown", "internal/sim.TestPitfallMapNamesExtentsWithTooFewCopies"}},
 	{Name: "old-epoch-enters", In: "dht", Breaks: "an older epoch is let in", Tests: []string{"TestOldEpochIsFenced"}},
 	{Name: "seal-at-once", In: "dht", Breaks: "a seal does not wait for puts of older epochs", Tests: []string{"TestPitfallPutRacesWithASweep"}},

@@ -18,6 +18,7 @@ import (
 	"runtime/debug"
 	"strings"
 
+	"github.com/gabion-storage/gabion/internal/lend"
 	"github.com/gabion-storage/gabion/internal/sim/whole"
 )
 
@@ -57,6 +58,7 @@ func main() {
 	// begins when so much was allocated, and what runs beside it runs in another order.
 	// Nor may what is allocated draw random numbers.
 	runtime.MemProfileRate = 0
+	lend.Poison = true // whoever still reads what it gave back reads that
 	debug.SetGCPercent(-1)
 	debug.SetMemoryLimit(memoryMax)
 	var key [32]byte
