@@ -34,7 +34,7 @@ type maintenance struct {
 	version, barrier uint64
 	seen             map[overlay.BrickRef]uint64 // lapse when that version was met
 	base             *placing                    // nil: not known since the volume was attached
-	done             uint64                      // lane table version for which surplus copies were removed
+	cleared          map[overlay.BrickRef]uint64 // lane table version for which a brick's surplus copies were removed
 	wake             chan struct{}
 	idle             bool
 	progress         repairProgress
@@ -44,7 +44,7 @@ type maintenance struct {
 }
 
 func (m *maintenance) init() {
-	m.clean, m.lapse = map[overlay.BrickRef]uint64{}, map[overlay.BrickRef]uint64{}
+	m.clean, m.lapse, m.cleared = map[overlay.BrickRef]uint64{}, map[overlay.BrickRef]uint64{}, map[overlay.BrickRef]uint64{}
 	m.avoid = map[ident.NodeID]time.Time{}
 	m.wake, m.wakeMembers = make(chan struct{}, 1), make(chan struct{}, 1)
 }

@@ -86,60 +86,72 @@ func (v *Volume) settled(w wanted) bool {
 
 // dropSurplus deletes copies on bricks that no longer hold their lane. It runs
 // only after every brick of the present table is complete. It reports whether
-// there is nothing left to delete.
+// there is nothing left to delete in reach: a brick out of reach has its turn when it is back, which is an event.
 func (v *Volume) dropSurplus(ctx context.Context, version uint64) (all bool) {
-	v.maintain.mu.Lock()
-	done := v.maintain.done == version
-	v.maintain.mu.Unlock()
-	if done {
+	todo := v.uncleared(version)
+	if len(todo) == 0 {
 		return true
 	}
 	held, err := v.listAll(ctx)
 	if err != nil {
 		return false
 	}
-	ok := true
-	for _, n := range v.cfg.View.Nodes() {
-		if n.State != overlay.Alive {
+	all = true
+	for _, b := range todo {
+		if !v.dropSurplusOf(ctx, b, held, version) {
+			all = false
 			continue
 		}
+		v.maintain.mu.Lock()
+		v.maintain.cleared[b] = version
+		v.maintain.mu.Unlock()
+	}
+	return all
+}
+
+// uncleared lists the bricks in reach from which surplus copies were not removed yet.
+func (v *Volume) uncleared(version uint64) (todo []overlay.BrickRef) {
+	nodes := v.cfg.View.Nodes()
+	v.maintain.mu.Lock()
+	defer v.maintain.mu.Unlock()
+	for _, n := range nodes {
 		for _, bi := range n.Bricks {
 			b := overlay.BrickRef{Node: n.ID, Brick: bi.ID}
-			refs, err := v.cfg.Extents.List(ctx, b, v.cfg.ID)
-			if err != nil {
-				ok = false
-				continue
-			}
-			w := v.wanted()
-			var drop []ident.Addr
-			for _, r := range refs {
-				holders := v.cfg.Extents.Holders(r.Addr, v.cfg.Replicas)
-				if slices.Contains(holders, b) {
-					continue
-				}
-				if _, named := w.keep[r.Addr]; named && held.onAll(r.Addr, holders) || w.garbage(r) {
-					drop = append(drop, r.Addr)
-				} else {
-					ok = false // it may be the last copy, or somebody is about to name it
-				}
-			}
-			if v.cfg.View.TableVersion() != version {
-				return false
-			}
-			if mutant.On("keep-surplus") {
-				drop = nil
-			}
-			if len(drop) > 0 && v.cfg.Extents.DeleteAt(ctx, b, v.cfg.ID, v.epoch, drop) != nil {
-				ok = false
+			if at, ok := v.maintain.cleared[b]; n.State == overlay.Alive && (!ok || at != version) {
+				todo = append(todo, b)
 			}
 		}
 	}
-	if ok {
-		v.maintain.mu.Lock()
-		v.maintain.done = version
-		v.maintain.mu.Unlock()
+	return todo
+}
+
+// dropSurplusOf is dropSurplus for one brick; false if something is left.
+func (v *Volume) dropSurplusOf(ctx context.Context, b overlay.BrickRef, held holdings, version uint64) bool {
+	refs, err := v.cfg.Extents.List(ctx, b, v.cfg.ID)
+	if err != nil {
+		return false
 	}
-	return ok
+	all := true
+	w := v.wanted()
+	var drop []ident.Addr
+	for _, r := range refs {
+		holders := v.cfg.Extents.Holders(r.Addr, v.cfg.Replicas)
+		if slices.Contains(holders, b) {
+			continue
+		}
+		if _, named := w.keep[r.Addr]; named && held.onAll(r.Addr, holders) || w.garbage(r) {
+			drop = append(drop, r.Addr)
+		} else {
+			all = false // it may be the last copy, or somebody is about to name it
+		}
+	}
+	if v.cfg.View.TableVersion() != version {
+		return false
+	}
+	if mutant.On("keep-surplus") {
+		drop = nil
+	}
+	return (len(drop) == 0 || v.cfg.Extents.DeleteAt(ctx, b, v.cfg.ID, v.epoch, drop) == nil) && all
 }
 
 // holdings is which bricks list which extents.

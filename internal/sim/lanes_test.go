@@ -12,11 +12,9 @@ import (
 	"github.com/gabion-storage/gabion/quorum"
 )
 
-// TestPitfallSurplusWhileLanesMove: a new lane table moves a part of every lane to another brick.
-// No copy is missing at any time, and the holder never says so; at the end the copies are
-// where they should be, and nowhere else. A node that dies meanwhile is a copy less.
-func TestPitfallSurplusWhileLanesMove(t *testing.T) {
-	t.Parallel()
+// complete is a pool of four nodes, the first of which holds a volume with all its copies.
+func complete(t *testing.T, ctx context.Context, replicas int) (*Cluster, *blockdev.Volume) {
+	t.Helper()
 	c, err := New(1, 4, slog.New(slog.DiscardHandler), func(cfg *blockdev.Config) {
 		cfg.CheckpointBytes, cfg.TailBytes, cfg.CheckpointIdle = 1<<20, 4<<20, time.Hour
 	})
@@ -24,13 +22,11 @@ func TestPitfallSurplusWhileLanesMove(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(c.Close)
-	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
-	defer cancel()
-	if _, err := c.CreateVolume(ctx, "v", 1<<20, 3); err != nil {
+	if _, err := c.CreateVolume(ctx, "v", 1<<20, replicas); err != nil {
 		t.Fatal(err)
 	}
 	s, _ := open(t, ctx, c.Nodes[0])
-	defer s.Close()
+	t.Cleanup(s.Close)
 	write(t, s)
 	if _, err := c.Nodes[0].Manager.CreateSnapshot(ctx, "v", "s"); err != nil { // which folds the log
 		t.Fatal(err)
@@ -39,7 +35,47 @@ func TestPitfallSurplusWhileLanesMove(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	soon(t, ctx, "all copies are there", func() bool { return v.WaitMaintained(ctx) == nil && v.Status().Present == 3 })
+	soon(t, ctx, "all copies are there", func() bool { return v.WaitMaintained(ctx) == nil && v.Status().Present == replicas })
+	return c, v
+}
+
+// TestSurplusOfABrickThatWasAway: a node that holds nothing any more, by a new lane table, is out
+// of reach when the others drop what is left over. It drops its own when it is back, or a drain of it would never end.
+func TestSurplusOfABrickThatWasAway(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
+	defer cancel()
+	c, v := complete(t, ctx, 2)
+	away := c.Nodes[3]
+	if len(away.brick.ListVolume(v.ID())) == 0 {
+		t.Fatal("the node has nothing to lose")
+	}
+
+	st := c.State.Clone()
+	st.Version++
+	st.Lanes.Lanes = slices.Clone(st.Lanes.Lanes)
+	for i, lane := range st.Lanes.Lanes {
+		st.Lanes.Lanes[i] = slices.DeleteFunc(slices.Clone(lane), func(b overlay.BrickRef) bool { return b.Node == away.ID })
+	}
+	c.State = st
+	c.Net.Isolate(away.ID)
+	soon(t, ctx, "it is missed", func() bool { return c.Nodes[0].View.State(away.ID) != overlay.Alive })
+	for _, n := range c.Nodes {
+		n.View.SetTable(st.Version, st.OverlayNodes(), st.Lanes.Lanes)
+	}
+	soon(t, ctx, "the others have all copies", func() bool { return v.WaitMaintained(ctx) == nil && v.Status().Present == 2 })
+	c.Net.Rejoin(away.ID)
+	soon(t, ctx, "nothing is left on it", func() bool { return len(away.brick.ListVolume(v.ID())) == 0 })
+}
+
+// TestPitfallSurplusWhileLanesMove: a new lane table moves a part of every lane to another brick.
+// No copy is missing at any time, and the holder never says so; at the end the copies are
+// where they should be, and nowhere else. A node that dies meanwhile is a copy less.
+func TestPitfallSurplusWhileLanesMove(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
+	defer cancel()
+	c, v := complete(t, ctx, 3)
 
 	st := c.State.Clone()
 	st.Version++
