@@ -44,7 +44,7 @@ func (w *World) join(i int) bool {
 	w.mu.Lock()
 	w.machines = append(w.machines, m)
 	w.mu.Unlock()
-	if err := m.start(w.peersOf(m)); err != nil {
+	if err := m.start(w.peersOf(m)); err != nil && m.take() { // else a fault has it, and starts it again
 		w.violated("node %s does not start: %v", m.name, err)
 		return false
 	}
