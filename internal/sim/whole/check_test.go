@@ -89,6 +89,18 @@ func TestForcedRecoveryKeepsWhatACheckpointBrought(t *testing.T) {
 	}
 }
 
+// Another voter of the new configuration may have a newer log, with which the next opener goes on.
+func TestForcedRecoveryMayKeepWhatAnotherVoterHad(t *testing.T) {
+	for shown := range uint32(5) {
+		w, v := &World{log: slog.New(slog.DiscardHandler), stopped: make(chan struct{})}, recovered(1, 1, shown)
+		v.hist.forced.opened, v.hist.forced.openedMax, v.hist.forced.upTo = 0, 0, 1
+		v.hist.forced.beside(quorum.Survivor{Opened: quorum.Ballot{Epoch: 1}, Last: 2})
+		if w.check(v); (shown == 1 || shown == 2) != (w.violation == "") {
+			t.Errorf("%d shown: %q", shown, w.violation)
+		}
+	}
+}
+
 // The configuration in force is one that its members know, not one that its proposer
 // never got chosen; with too few members to ask it is the newest.
 func TestConfigurationInForce(t *testing.T) {

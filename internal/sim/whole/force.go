@@ -29,13 +29,14 @@ type rescue struct {
 	wiped  bool          // they never come back
 
 	from   quorum.Survivor // that is gone on from
-	forced uint64          // version of the new configuration
+	seen   map[ident.NodeID]quorum.Survivor
+	forced uint64 // version of the new configuration
 }
 
 // force plans a rescue. One volume is rescued at a time, and once in a run. The pool
 // must be able to decide meanwhile.
 func force(w *World, rng *rand.Rand) {
-	r := &rescue{w: w, rng: rand.New(rand.NewPCG(rng.Uint64(), 1)), v: w.volume(rng)}
+	r := &rescue{w: w, seen: map[ident.NodeID]quorum.Survivor{}, rng: rand.New(rand.NewPCG(rng.Uint64(), 1)), v: w.volume(rng)}
 	r.group = ident.MapBlock(r.v.id)
 	if w.forcing || r.v.hist.forced != nil || len(w.stayers()) < len(w.machines) || !r.take() {
 		return
@@ -220,6 +221,9 @@ func (r *rescue) try(ctx context.Context, p *process) (done, over bool) {
 	if err != nil {
 		return false, false
 	}
+	for _, s := range found {
+		r.seen[s.Member.Node] = s
+	}
 	begun := r.from.Member.Node != ident.NodeID{}
 	if begun { // an answer was lost; it may have been done
 		_, _ = p.core.FinishForced(ctx, d, found)
@@ -264,6 +268,11 @@ func same(found []quorum.Survivor, s quorum.Survivor) (quorum.Survivor, bool) {
 func (r *rescue) done(now quorum.Survivor) bool {
 	w, h := r.w, &r.v.hist
 	f := forcedAt(w.tick(0), r.from, now)
+	for _, m := range now.Config.Members {
+		if s, ok := r.seen[m.Node]; ok && !m.Same(r.from.Member) {
+			f.beside(s)
+		}
+	}
 	h.mu.Lock()
 	h.forced = f
 	h.mu.Unlock()

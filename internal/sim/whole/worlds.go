@@ -143,6 +143,16 @@ func forcedAt(at int64, before, after quorum.Survivor) *forcing {
 	return c
 }
 
+// beside counts what another voter of the new configuration had: who opens the volume next goes on with
+// the newest log among them. That is another one than the survivor's if it was out of reach when the
+// recovery began.
+func (c *forcing) beside(s quorum.Survivor) {
+	if s.Opened.Epoch > c.opened {
+		c.kept = min(c.kept, c.upTo)
+	}
+	c.openedMax, c.last = max(c.openedMax, s.Opened.Epoch), max(c.last, s.Last)
+}
+
 // forcedEpoch is the least epoch of those that a forced recovery began: see
 // quorum.Recover, which goes so far beyond all that others may have met.
 func forcedEpoch(epoch uint64) uint64 { return epoch &^ (1<<32 - 1) }
