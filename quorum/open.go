@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/gabion-storage/gabion/internal/fault"
@@ -26,6 +27,10 @@ type Recovered struct {
 
 // surveyMax bounds one round of asking who objects to a new holder.
 const surveyMax = 700 * time.Millisecond
+
+// everybodyInterval is how long the nodes of Fallback are left alone when they were asked
+// while some member was known.
+const everybodyInterval = 3 * time.Second
 
 // consentMax bounds the wait for a holder's word that it let go.
 const consentMax = 300 * time.Millisecond
@@ -86,8 +91,9 @@ type opener struct {
 	objects map[Member]Ballot // what each voter that objected had promised
 	highest Ballot            // met so far
 	config  Config
-	copies  []Config // what else was named, and who named it
-	last    error    // what a member said last
+	copies  []Config  // what else was named, and who named it
+	asked   time.Time // when everybody was, while some member was known
+	last    error     // what a member said last
 }
 
 // explain gives every failure a kind.
@@ -150,7 +156,7 @@ func (p *Proposer) begin() *Recovered {
 // survey finds the members and whether they let a new holder in.
 func (o *opener) survey(ctx context.Context) error {
 	const op = "quorum.open"
-	s := newSurvey(o.cfg.Transport, o.cfg.Group, o.cfg.Seeds, o.cfg.Fallback)
+	s := o.newSurvey()
 	var verdict error
 	round, cancel := context.WithTimeout(ctx, surveyMax)
 	defer cancel()
@@ -178,6 +184,9 @@ func (o *opener) survey(ctx context.Context) error {
 		}
 		return false
 	})
+	if o.cfg.Fallback != nil && s.fallback == nil && s.anywhere() {
+		o.asked = time.Now()
+	}
 	o.highest, o.config, o.objects, o.copies = s.highest, s.config, s.objections(), s.copies()
 	if verdict == nil && err != nil && ctx.Err() == nil {
 		// Silence is an answer too: what is known after surveyMax decides. A
@@ -195,6 +204,23 @@ func (o *opener) survey(ctx context.Context) error {
 		return verdict
 	}
 	return err
+}
+
+// newSurvey begins with all that is known.
+func (o *opener) newSurvey() *survey {
+	seeds := slices.Clone(o.cfg.Seeds)
+	for _, m := range o.config.Members {
+		if !slices.Contains(seeds, m.Node) {
+			seeds = append(seeds, m.Node)
+		}
+	}
+	fallback := o.cfg.Fallback
+	if !o.asked.IsZero() && time.Since(o.asked) < everybodyInterval {
+		fallback = nil
+	}
+	s := newSurvey(o.cfg.Transport, o.cfg.Group, seeds, fallback)
+	s.majority = true
+	return s
 }
 
 // consents asks the holders of the promises for whose sake members object

@@ -24,8 +24,9 @@ type ProposerConfig struct {
 	Boot  uint64 // this process's boot counter; never used by an earlier process of this node
 	// Seeds are the nodes asked first for the group's members.
 	Seeds []ident.NodeID
-	// Fallback are the nodes asked when no seed knows the group, such as all nodes:
-	// the members may all have changed since the seeds were written down.
+	// Fallback are the nodes asked when the seeds lead to no majority, such as all nodes:
+	// the members may have changed since the seeds were written down, or since a
+	// seed that is a member itself was last heard of.
 	Fallback []ident.NodeID
 	// AtLeast is the version of the oldest configuration that may be opened: that
 	// of a forced recovery, so that members which were given up do not

@@ -119,6 +119,35 @@ func TestFallbackFindsTheGroup(t *testing.T) {
 	}
 }
 
+// Whoever was away while the others were replaced knows itself and members that are gone;
+// it may be the one whom all take for the right opener.
+func TestMemberThatWasAwayFindsTheMajority(t *testing.T) {
+	p := newTestPool(t, 5)
+	p.create(3)
+	h := p.nodes[0].open()
+	h.flush(t, h.put(t, "a"))
+	p.nodes[2].crash(true, 0)
+	p.replace(h, p.nodes[1].member(), p.nodes[3].member())
+	p.replace(h, p.nodes[0].member(), p.nodes[4].member())
+	h.flush(t, h.put(t, "b"))
+	h.Close()
+	p.nodes[0].crash(true, 0)
+	p.nodes[1].crash(true, 0)
+	p.nodes[2].start()
+	p.reach(p.nodes[2], p.nodes[3])
+	p.reach(p.nodes[2], p.nodes[4])
+	h2, err := p.nodes[2].tryOpen(func(c *ProposerConfig) {
+		c.Seeds = []ident.NodeID{p.nodes[0].id, p.nodes[1].id, p.nodes[2].id}
+		c.Fallback = append(c.Seeds[:3:3], p.nodes[3].id, p.nodes[4].id)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if es := h2.rec.Entries; string(es[len(es)-2].Body) != "b" || h2.rec.Config.Version != 3 {
+		t.Fatalf("recovered up to %q, configuration %v", es[len(es)-2].Body, h2.rec.Config)
+	}
+}
+
 func TestReplacedMemberThatWasAwayLeaves(t *testing.T) {
 	p := newTestPool(t, 4)
 	p.create(3)

@@ -7,6 +7,7 @@ import (
 	"github.com/gabion-storage/gabion/internal/fault"
 	"github.com/gabion-storage/gabion/internal/ident"
 	"github.com/gabion-storage/gabion/internal/link"
+	"github.com/gabion-storage/gabion/internal/mutant"
 )
 
 // survey is what asking around has found about a group.
@@ -16,8 +17,10 @@ type survey struct {
 	seeds   []ident.NodeID
 	answers map[ident.NodeID]queryReply
 	failed  map[ident.NodeID]error
-	// fallback are asked, once, when the seeds do not lead to the group.
+	// fallback are asked, once, when the seeds do not lead to the group; or, if
+	// majority, to no majority of the members they name.
 	fallback []ident.NodeID
+	majority bool
 	config   Config // newest named
 	highest  Ballot // promised
 	dropped  bool
@@ -54,7 +57,7 @@ func (s *survey) run(ctx context.Context, enough func() bool) error {
 		if !s.highest.IsZero() {
 			ask(s.highest.Node)
 		}
-		if len(s.fallback) > 0 && s.settled() && !s.anywhere() {
+		if len(s.fallback) > 0 && s.settled() && s.astray() {
 			s.seeds = append(append([]ident.NodeID(nil), s.seeds...), s.fallback...)
 			s.fallback = nil
 			for _, node := range s.seeds {
@@ -65,6 +68,16 @@ func (s *survey) run(ctx context.Context, enough func() bool) error {
 			return nil
 		}
 	}
+}
+
+// astray tells whether those asked do not lead to the group. A member that was away may
+// name members that have been replaced since, and are gone, while others decide.
+func (s *survey) astray() bool {
+	if !s.anywhere() {
+		return true
+	}
+	found, _ := s.voters()
+	return s.majority && found <= s.config.Voters()/2 && !mutant.On("ask-old-members")
 }
 
 // anywhere tells whether a node asked has the group.

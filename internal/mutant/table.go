@@ -56,6 +56,7 @@ var All = []Mutation{
 	{Name: "lease-of-one-ping", In: "overlay/kouncil", Breaks: "a lease ends with one ping that comes late", Tests: []string{"TestPitfallLeaseOnABusyMachine"}},
 	{Name: "forget-deleted", In: "pool", Breaks: "a deletion is forgotten before every node has swept", Tests: []string{"TestTombstoneGoesWhenAllNodesSwept", "internal/sim.TestPitfallAbsentNodeResurrectsNothing"}},
 	{Name: "any-birth", In: "quorum", Breaks: "a birth with other members is taken for the same", Tests: []string{"TestHazardSplitBirth", "TestBirthIsIdempotentAndDropIsForEver"}},
+	{Name: "ask-old-members", In: "quorum", Breaks: "an opener that knows a member asks nobody but those whom that one names", Tests: []string{"TestMemberThatWasAwayFindsTheMajority"}},
 	{Name: "below-target", In: "quorum", Breaks: "Remove does not count who remains", Tests: []string{"TestRemoveKeepsWhatIsAskedFor"}},
 	{Name: "change-meanwhile", In: "quorum", Breaks: "a second change of members begins while one is under way", Tests: []string{"TestHazardDuellingMaintenance"}},
 	{Name: "earlier-life", In: "quorum", Breaks: "journal records of an earlier life are read", Tests: []string{"TestEarlierLifeIsNotReplayed"}},
