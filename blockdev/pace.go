@@ -20,7 +20,7 @@ const (
 	// paceRise is the part by which the rate rises in a step while nobody is disturbed (at least
 	// by paceRiseMin), paceGain that by which it falls for each time that as many as
 	// allowed are disturbed too much, and paceFall what is left of it at the least. In a step
-	// one flush or two may be disturbed: by chance it is none or three as well, and longer
+	// one flush or two may be disturbed: by chance it is none or three as well, and larger
 	// steps made the rate swing by itself.
 	paceRise    = 0.03
 	paceRiseMin = 4 << 20

@@ -98,6 +98,9 @@ func (v *Volume) dropSurplus(ctx context.Context, version uint64) (all bool) {
 	}
 	all = true
 	for _, b := range todo {
+		if v.cfg.View.TableVersion() != version {
+			return false // the lanes moved again; what was listed says nothing
+		}
 		if !v.dropSurplusOf(ctx, b, held, version) {
 			all = false
 			continue
