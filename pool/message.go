@@ -15,6 +15,9 @@ const (
 	typeSubmit link.Type = 0x50 // call: Command -> submitAnswer
 	typePull   link.Type = 0x51 // call: version u64 little-endian -> snapshot if newer, else empty
 	typeNews   link.Type = 0x52 // one way, from the leader: version u64 little-endian of the newest state
+	typeAhead  link.Type = 0x53 // one way, to a node that has an older state: version u64 little-endian
+	typeWant   link.Type = 0x54 // one way, the answer of a node that cannot pull: version u64 little-endian that it has
+	typeGive   link.Type = 0x55 // call: snapshot -> empty
 )
 
 // snapshot is the state as it is pulled and saved.
@@ -82,7 +85,11 @@ func (p *Pool) onPull(_ context.Context, _ ident.NodeID, body []byte) ([]byte, e
 	if s.Version <= binary.LittleEndian.Uint64(body) {
 		return nil, nil
 	}
-	return pack(snapshot{State: s, Voters: p.Voters(), AtLeast: p.atLeast.Load()}), nil
+	return pack(p.snapshot()), nil
+}
+
+func (p *Pool) snapshot() snapshot {
+	return snapshot{State: p.State(), Voters: p.Voters(), AtLeast: p.atLeast.Load()}
 }
 
 func (p *Pool) onNews(from link.Peer, body []byte, _ bool) {
@@ -107,9 +114,11 @@ func (p *Pool) spread(s *State) {
 }
 
 // Notice is told which version of the state another node has; the node's pings
-// carry it. It never blocks: a newer state is pulled in the background.
+// carry it. It never blocks: a newer state is pulled in the background, and who has an
+// older one is told.
 func (p *Pool) Notice(from ident.NodeID, version uint64) {
 	if version <= p.State().Version {
+		p.tellAhead(from, version)
 		return
 	}
 	p.mu.Lock()
@@ -188,6 +197,12 @@ func (p *Pool) pull(ctx context.Context, from ident.NodeID) error {
 	if err != nil {
 		return err
 	}
+	p.take(s)
+	return nil
+}
+
+// take takes over what another node has.
+func (p *Pool) take(s snapshot) {
 	p.bound(s.AtLeast)
 	if len(s.Voters) > 0 && !p.votes() {
 		p.mu.Lock()
@@ -195,5 +210,4 @@ func (p *Pool) pull(ctx context.Context, from ident.NodeID) error {
 		p.mu.Unlock()
 	}
 	p.publish(s.State)
-	return nil
 }

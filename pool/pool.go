@@ -82,13 +82,15 @@ type Pool struct {
 	atLeast atomic.Uint64 // see snapshot
 
 	mu      sync.Mutex
-	voters  []ident.NodeID          // of the pool block, as last heard
-	hint    ident.NodeID            // who led last
-	lead    *leadership             // nil unless this node leads
-	ended   bool                    // Run is over
-	changed chan struct{}           // closed and replaced when the state changes
-	heard   map[ident.NodeID]uint64 // newer versions that other nodes have
-	met     []ident.NodeID          // connected while the state was unknown
+	voters  []ident.NodeID            // of the pool block, as last heard
+	hint    ident.NodeID              // who led last
+	lead    *leadership               // nil unless this node leads
+	ended   bool                      // Run is over
+	changed chan struct{}             // closed and replaced when the state changes
+	heard   map[ident.NodeID]uint64   // newer versions that other nodes have
+	met     []ident.NodeID            // connected while the state was unknown
+	wanted  time.Time                 // when this node last asked to be given the state
+	wants   map[ident.NodeID]struct{} // who asked this one
 
 	opening chan struct{}   // holds a token: one try to lead at a time
 	quit    context.Context // ends when Run is over
@@ -99,10 +101,10 @@ type Pool struct {
 	watchers  []func(*State) // set before use
 	delivered uint64         // version last saved and told; guarded by deliverMu
 
-	news, pulls, duties chan struct{} // wake the loops of Run
+	news, pulls, gives, duties chan struct{} // wake the loops of Run
 }
 
-// New reads the saved state and registers the handlers (0x50-0x52), before the
+// New reads the saved state and registers the handlers (0x50-0x55), before the
 // transport's Start. Corrupt: the saved state is damaged; Denied: it is of
 // another pool.
 func New(cfg Config) (*Pool, error) {
@@ -113,8 +115,8 @@ func New(cfg Config) (*Pool, error) {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	p := &Pool{cfg: cfg, group: ident.PoolBlock(cfg.Pool), self: cfg.Transport.Self(), log: cfg.Log, born: time.Now(),
-		changed: make(chan struct{}), heard: map[ident.NodeID]uint64{}, opening: make(chan struct{}, 1),
-		news: make(chan struct{}, 1), pulls: make(chan struct{}, 1), duties: make(chan struct{}, 1)}
+		changed: make(chan struct{}), heard: map[ident.NodeID]uint64{}, wants: map[ident.NodeID]struct{}{}, opening: make(chan struct{}, 1),
+		news: make(chan struct{}, 1), pulls: make(chan struct{}, 1), gives: make(chan struct{}, 1), duties: make(chan struct{}, 1)}
 	p.quit, p.leave = context.WithCancel(context.Background())
 	p.state.Store(&State{Pool: cfg.Pool})
 	b, err := cfg.File.Load()
@@ -133,6 +135,9 @@ func New(cfg Config) (*Pool, error) {
 	cfg.Transport.HandleCall(typeSubmit, p.onSubmit)
 	cfg.Transport.HandleCall(typePull, p.onPull)
 	cfg.Transport.Handle(typeNews, p.onNews)
+	cfg.Transport.Handle(typeAhead, p.onAhead)
+	cfg.Transport.Handle(typeWant, p.onWant)
+	cfg.Transport.HandleCall(typeGive, p.onGive)
 	cfg.Transport.OnConnect(p.onConnect)
 	cfg.View.OnChange(func() { wake(p.duties) })
 	return p, nil
@@ -211,6 +216,7 @@ func (p *Pool) Run(ctx context.Context) {
 	var wg sync.WaitGroup
 	wg.Go(func() { loop(ctx, p.news, p.deliver) })
 	wg.Go(func() { p.pullLoop(ctx) })
+	wg.Go(func() { p.giveLoop(ctx) })
 	wg.Go(func() { p.dutyLoop(ctx) })
 	wake(p.duties)
 	wg.Wait()

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -286,6 +287,30 @@ func TestPitfallColdStartInAnyOrder(t *testing.T) {
 			})
 		})
 	}
+}
+
+// Of five voters two died, and a third was away while the other two joined: it has the lowest id,
+// so it is to lead, and knows none of those who are there.
+func TestNodeThatWasAwayMeetsStrangers(t *testing.T) {
+	run(t, 3, func(t *testing.T, r *rig) {
+		slices.SortFunc(r.nodes, func(a, b *rigNode) int { return a.id.Compare(b.id) })
+		r.nodes[0].end()
+		for range 2 {
+			nd := r.add()
+			nd.join()
+		}
+		r.settle(5)
+		r.nodes[1].end()
+		r.nodes[2].end()
+		r.nodes[0].start(false)
+		if l := r.leader(); l != r.nodes[0] {
+			t.Fatalf("%v leads; the test wants the one that was away to have to", l.id.Short())
+		}
+		if err := r.nodes[4].create("v"); err != nil {
+			t.Fatal(err)
+		}
+		r.agree()
+	})
 }
 
 func TestLogIsCheckpointed(t *testing.T) {

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/gabion-storage/gabion/dht/brick"
+	"github.com/gabion-storage/gabion/internal/fault"
 	"github.com/gabion-storage/gabion/internal/ident"
 	"github.com/gabion-storage/gabion/internal/link"
 	"github.com/gabion-storage/gabion/internal/vfs"
@@ -93,17 +94,18 @@ func (nd *rigNode) start(first bool) {
 		t.Fatal(err)
 	}
 	nd.trans = nd.r.net.Node(nd.id)
+	known := acquainted{nd.trans, nd}
 	begin := time.Now()
-	nd.view = kouncil.New(kouncil.Config{Transport: nd.trans, Boot: nd.boot,
+	nd.view = kouncil.New(kouncil.Config{Transport: known, Boot: nd.boot,
 		Clock:     func() time.Duration { return time.Since(begin) },
 		Payload:   func() []byte { return binary.LittleEndian.AppendUint64(nil, nd.pool.State().Version) },
 		OnPayload: func(from ident.NodeID, b []byte) { nd.pool.Notice(from, binary.LittleEndian.Uint64(b)) }})
 	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelInfo})).With("at", nd.id.Short())
-	nd.acceptors = quorum.NewAcceptors(quorum.AcceptorsConfig{Transport: nd.trans, HolderMayLive: nd.view.HolderMayLive})
+	nd.acceptors = quorum.NewAcceptors(quorum.AcceptorsConfig{Transport: known, HolderMayLive: nd.view.HolderMayLive})
 	if err := nd.acceptors.AddBrick(nd.brick.ID(), quorum.JournalOf(nd.brick.Journal()), nd.brick.Stable()); err != nil {
 		t.Fatal(err)
 	}
-	nd.pool, err = New(Config{Pool: poolID, Transport: nd.trans, Acceptors: nd.acceptors, Boot: nd.boot, View: nd.view, File: &nd.file, Log: log})
+	nd.pool, err = New(Config{Pool: poolID, Transport: known, Acceptors: nd.acceptors, Boot: nd.boot, View: nd.view, File: &nd.file, Log: log})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -121,6 +123,35 @@ func (nd *rigNode) start(first bool) {
 	}
 	nd.running.Go(func() { nd.pool.Run(ctx) })
 	nd.up = true
+}
+
+// acquainted reaches only nodes that its own is known to have an address of, as link.Mesh does;
+// one that knows nothing yet was told whom to join.
+type acquainted struct {
+	link.Transport
+	nd *rigNode
+}
+
+func (a acquainted) knows(id ident.NodeID) bool {
+	s := a.nd.pool.State()
+	_, ok := s.Node(id)
+	return ok || s.Version == 0 || id == a.nd.id
+}
+
+func (a acquainted) Connected(to ident.NodeID) bool { return a.knows(to) && a.Transport.Connected(to) }
+
+func (a acquainted) Send(to ident.NodeID, typ link.Type, bufs ...[]byte) error {
+	if !a.knows(to) {
+		return fault.Newf(fault.Unavailable, "link.send", to.Short(), "no address")
+	}
+	return a.Transport.Send(to, typ, bufs...)
+}
+
+func (a acquainted) Call(ctx context.Context, to ident.NodeID, typ link.Type, bufs ...[]byte) ([]byte, error) {
+	if !a.knows(to) {
+		return nil, fault.Newf(fault.Unavailable, "link.send", to.Short(), "no address")
+	}
+	return a.Transport.Call(ctx, to, typ, bufs...)
 }
 
 func (nd *rigNode) table(s *State) {

@@ -55,6 +55,7 @@ var All = []Mutation{
 	{Name: "lease-from-answer", In: "overlay/kouncil", Breaks: "a lease counts from the answer, not from the question", Tests: []string{"TestLeaseAndPatienceNeverContradict"}},
 	{Name: "lease-of-one-ping", In: "overlay/kouncil", Breaks: "a lease ends with one ping that comes late", Tests: []string{"TestPitfallLeaseOnABusyMachine"}},
 	{Name: "forget-deleted", In: "pool", Breaks: "a deletion is forgotten before every node has swept", Tests: []string{"TestTombstoneGoesWhenAllNodesSwept", "internal/sim.TestPitfallAbsentNodeResurrectsNothing"}},
+	{Name: "pull-only", In: "pool", Breaks: "a node that cannot call those with a newer state is not given it", Tests: []string{"TestNodeThatWasAwayMeetsStrangers"}},
 	{Name: "any-birth", In: "quorum", Breaks: "a birth with other members is taken for the same", Tests: []string{"TestHazardSplitBirth", "TestBirthIsIdempotentAndDropIsForEver"}},
 	{Name: "ask-old-members", In: "quorum", Breaks: "an opener that knows a member asks nobody but those whom that one names", Tests: []string{"TestMemberThatWasAwayFindsTheMajority"}},
 	{Name: "below-target", In: "quorum", Breaks: "Remove does not count who remains", Tests: []string{"TestRemoveKeepsWhatIsAskedFor"}},
