@@ -185,12 +185,20 @@ func (n *Node) leaderName() string {
 	return ""
 }
 
+// silence says for how long a node was not heard.
+func silence(heard time.Duration) string {
+	if heard == overlay.Never {
+		return "not heard since this node was started"
+	}
+	return fmt.Sprintf("no answer for %s", heard.Round(time.Second))
+}
+
 func (n *Node) askStatus(ctx context.Context, id ident.NodeID) (*control.NodeStatus, error) {
 	if id == n.Self {
 		return n.LocalStatus(ctx)
 	}
 	if n.View.State(id) != overlay.Alive {
-		return nil, fault.Newf(fault.Unavailable, "status", "", "no answer for %s", n.View.Heard(id).Round(time.Second))
+		return nil, fault.Newf(fault.Unavailable, "status", "", "%s", silence(n.View.Heard(id)))
 	}
 	raw, err := n.mesh.Call(ctx, id, typeStatus, nil)
 	if err != nil {
