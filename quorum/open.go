@@ -157,6 +157,7 @@ func (p *Proposer) begin() *Recovered {
 func (o *opener) survey(ctx context.Context) error {
 	const op = "quorum.open"
 	s := o.newSurvey()
+	may := len(s.fallback) > 0
 	var verdict error
 	round, cancel := context.WithTimeout(ctx, surveyMax)
 	defer cancel()
@@ -184,7 +185,7 @@ func (o *opener) survey(ctx context.Context) error {
 		}
 		return false
 	})
-	if o.cfg.Fallback != nil && s.fallback == nil && s.anywhere() {
+	if may && s.fallback == nil && s.anywhere() {
 		o.asked = time.Now()
 	}
 	o.highest, o.config, o.objects, o.copies = s.highest, s.config, s.objections(), s.copies()

@@ -148,6 +148,36 @@ func TestMemberThatWasAwayFindsTheMajority(t *testing.T) {
 	}
 }
 
+// Everybody is asked again after everybodyInterval, however many rounds go by in between.
+func TestEverybodyIsAskedAgain(t *testing.T) {
+	p := newTestPool(t, 4)
+	p.create(3)
+	p.nodes[1].crash(true, 0)
+	p.nodes[2].crash(true, 0)
+	all := []ident.NodeID{p.nodes[0].id, p.nodes[1].id, p.nodes[2].id, p.nodes[3].id}
+	o := &opener{cfg: ProposerConfig{Group: testGroup, Transport: p.nodes[0].link, Local: p.nodes[0].acc, Self: all[0],
+		Seeds: all[:1], Fallback: all}, over: map[Ballot]bool{}}
+	asked := func() time.Time {
+		ctx, cancel := context.WithTimeout(t.Context(), surveyMax/4)
+		defer cancel()
+		if err := o.survey(ctx); err == nil {
+			t.Fatal("one of three was enough")
+		}
+		return o.asked
+	}
+	first := asked()
+	if first.IsZero() {
+		t.Fatal("not asked")
+	}
+	if again := asked(); again != first {
+		t.Fatal("asked again at once, or taken for it")
+	}
+	o.asked = first.Add(-everybodyInterval)
+	if again := asked(); !again.After(first) {
+		t.Fatal("not asked again")
+	}
+}
+
 func TestReplacedMemberThatWasAwayLeaves(t *testing.T) {
 	p := newTestPool(t, 4)
 	p.create(3)
