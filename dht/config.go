@@ -91,6 +91,7 @@ type Brick interface {
 	PutExtents(xs []brick.Extent) error
 	PutExtentsGently(xs []brick.Extent) error
 	ReadExtent(addr ident.Addr, p []byte, off int64) error
+	ReadExtentGently(addr ident.Addr, p []byte) error
 	TryReadExtent(addr ident.Addr, p []byte, off int64) bool
 	StatExtent(addr ident.Addr) (size int64, ok bool)
 	ReplaceExtent(x brick.Extent) error

@@ -71,7 +71,7 @@ func (s *Store) getWith(ctx context.Context, t *tries) ([]byte, error) {
 	var data []byte
 	way := quickly
 	if t.gentle {
-		way = readWay{typeReadGently, s.cfg.Gently}
+		way = s.gently()
 	}
 	fetch := func(ctx context.Context, b overlay.BrickRef) ([]byte, error) {
 		return s.wholeFrom(ctx, b, t.addr, way)
@@ -82,11 +82,16 @@ func (s *Store) getWith(ctx context.Context, t *tries) ([]byte, error) {
 
 // readWay is how an extent is read: for somebody who waits, or gently.
 type readWay struct {
-	typ link.Type
-	run func(func())
+	typ  link.Type
+	run  func(func())
+	disk func(l *localBrick, addr ident.Addr, p []byte) error // from the first byte on
 }
 
-var quickly = readWay{typeRead, atOnce}
+var quickly = readWay{typeRead, atOnce, func(l *localBrick, addr ident.Addr, p []byte) error { return l.ReadExtent(addr, p, 0) }}
+
+func (s *Store) gently() readWay {
+	return readWay{typeReadGently, s.cfg.Gently, func(l *localBrick, addr ident.Addr, p []byte) error { return l.ReadExtentGently(addr, p) }}
+}
 
 // rangeFrom reads n bytes from off from one brick, unverified.
 func (s *Store) rangeFrom(ctx context.Context, b overlay.BrickRef, addr ident.Addr, off int64, n int) ([]byte, error) {
@@ -134,7 +139,7 @@ func (s *Store) wholeFrom(ctx context.Context, b overlay.BrickRef, addr ident.Ad
 			return nil, err
 		}
 		data, err = s.readHere(ctx, b, func() (p []byte, err error) {
-			way.run(func() { p, err = readWhole(l, addr) })
+			way.run(func() { p, err = readWhole(l, addr, way) })
 			return p, err
 		})
 		if err != nil {

@@ -95,7 +95,7 @@ func (s *Store) replace(r repair) (replaced bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	data, err := readWhole(l, r.addr)
+	data, err := readWhole(l, r.addr, quickly)
 	if fault.Is(err, fault.NotFound) {
 		return false, nil // deleted meanwhile
 	}

@@ -26,13 +26,13 @@ func (s *Store) handle() {
 			return nil, s.servePut(r, func() { lend.Put(body) })
 		})
 	}
-	for typ, run := range map[link.Type]func(func()){typeRead: atOnce, typeReadGently: s.cfg.Gently} {
-		s.cfg.Transport.HandleCallLent(typ, func(_ context.Context, _ ident.NodeID, body []byte) ([]byte, error) {
+	for _, way := range []readWay{quickly, s.gently()} {
+		s.cfg.Transport.HandleCallLent(way.typ, func(_ context.Context, _ ident.NodeID, body []byte) ([]byte, error) {
 			r, err := decodeRead(body)
 			if err != nil {
 				return nil, err
 			}
-			return s.serveRead(r, run)
+			return s.serveRead(r, way)
 		})
 	}
 	register(s, typeDelete, decodeDelete, func(r deleteRequest) ([]byte, error) { return nil, s.serveDelete(r) })
@@ -108,7 +108,7 @@ func (l *localBrick) unlessStalled(f func() error) error {
 	}
 }
 
-func (s *Store) serveRead(r readRequest, run func(func())) ([]byte, error) {
+func (s *Store) serveRead(r readRequest, way readWay) ([]byte, error) {
 	l, err := s.brick("dht.read", r.brick)
 	if err != nil {
 		return nil, err
@@ -117,7 +117,7 @@ func (s *Store) serveRead(r readRequest, run func(func())) ([]byte, error) {
 	err = l.unlessStalled(func() error {
 		var p []byte
 		var err error
-		run(func() { p, err = readRange(l, r) })
+		way.run(func() { p, err = readRange(l, r, way) })
 		got <- p
 		return err
 	})
@@ -128,9 +128,9 @@ func (s *Store) serveRead(r readRequest, run func(func())) ([]byte, error) {
 }
 
 // readRange reads what r asks for, unverified. The bytes are lent to the caller.
-func readRange(l *localBrick, r readRequest) ([]byte, error) {
+func readRange(l *localBrick, r readRequest, way readWay) ([]byte, error) {
 	if r.length == 0 {
-		return readWhole(l, r.addr)
+		return readWhole(l, r.addr, way)
 	}
 	size, ok := l.StatExtent(r.addr)
 	if !ok {
@@ -148,7 +148,7 @@ func absent(l *localBrick, addr ident.Addr) error {
 }
 
 // readWhole reads a whole extent of a local brick, unverified. The bytes are lent to the caller.
-func readWhole(l *localBrick, addr ident.Addr) ([]byte, error) {
+func readWhole(l *localBrick, addr ident.Addr, way readWay) ([]byte, error) {
 	size, ok := l.StatExtent(addr)
 	if !ok {
 		return nil, absent(l, addr)
@@ -157,7 +157,7 @@ func readWhole(l *localBrick, addr ident.Addr) ([]byte, error) {
 		return nil, fault.Newf(fault.Corrupt, "dht.read", addr.Short(), "an extent of %d bytes", size)
 	}
 	p := lend.Get(int(size))
-	return p, l.ReadExtent(addr, p, 0)
+	return p, way.disk(l, addr, p)
 }
 
 func (s *Store) serveDelete(r deleteRequest) error {

@@ -434,7 +434,7 @@ func TestReadRefusesBadRanges(t *testing.T) {
 			t.Fatalf("[%d,+%d): %v", c.off, c.n, err)
 		}
 	}
-	if _, err := r.nodes[0].store.serveRead(readRequest{brick: r.nodes[0].brick.ID(), addr: x.Addr, off: 4000, length: 4000}, atOnce); !fault.Is(err, fault.Invalid) {
+	if _, err := r.nodes[0].store.serveRead(readRequest{brick: r.nodes[0].brick.ID(), addr: x.Addr, off: 4000, length: 4000}, quickly); !fault.Is(err, fault.Invalid) {
 		t.Fatal(err)
 	}
 }

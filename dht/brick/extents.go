@@ -63,8 +63,9 @@ type extents struct {
 	ending   atomic.Bool
 	queue    requestQueue
 	noHoles  sync.Once
-	gentle   sync.Mutex // one gentle put writes at a time; taken before everything else
-	running  sync.WaitGroup
+	// One gentle put writes at a time, and one gentle read reads; taken before everything else.
+	putting, reading sync.Mutex
+	running          sync.WaitGroup
 	// reclaimed is closed when the gaps found at open are punched.
 	reclaimed chan struct{}
 }
@@ -288,8 +289,8 @@ func (s *extents) writeAs(r *request) error {
 			return err
 		})
 	}
-	s.gentle.Lock()
-	defer s.gentle.Unlock()
+	s.putting.Lock()
+	defer s.putting.Unlock()
 	return s.write(r.places, writeGently)
 }
 
@@ -380,6 +381,10 @@ func (s *extents) settled(r *request) {
 // header. It works on a broken brick. Kinds: NotFound, Invalid (the range leaves
 // the extent), Corrupt (another record, or none, stands in its place).
 func (b *Brick) ReadExtent(addr ident.Addr, p []byte, off int64) error {
+	return b.readExtent(addr, p, off, false)
+}
+
+func (b *Brick) readExtent(addr ident.Addr, p []byte, off int64, gentle bool) error {
 	s := b.extents
 	e, ok := s.table.get(addr)
 	if !ok {
@@ -388,7 +393,7 @@ func (b *Brick) ReadExtent(addr ident.Addr, p []byte, off int64) error {
 	if off < 0 || off+int64(len(p)) > int64(e.size) {
 		return fault.Newf(fault.Invalid, "brick.read", addr.Short(), "[%d,+%d) leaves its %d bytes", off, len(p), e.size)
 	}
-	err := s.read(addr, e, p, off)
+	err := s.read(addr, e, p, off, gentle)
 	if err != nil {
 		if _, ok := s.table.get(addr); !ok {
 			return noExtent(addr) // deleted meanwhile
@@ -418,7 +423,7 @@ func (s *extents) unreadable(addr ident.Addr, err error) error {
 // A brick with too many of them (Config.DamageMax) is broken.
 func (b *Brick) NoteDamage(addr ident.Addr, err error) { b.core.damage(addr, err) }
 
-func (s *extents) read(addr ident.Addr, e entry, p []byte, off int64) error {
+func (s *extents) read(addr ident.Addr, e entry, p []byte, off int64, gentle bool) error {
 	seg := s.segments.get(e.segment)
 	if seg == nil {
 		return noExtent(addr)
@@ -429,17 +434,23 @@ func (s *extents) read(addr ident.Addr, e entry, p []byte, off int64) error {
 	}
 	defer seg.mu.RUnlock()
 	start := int64(e.offset) * extentAlign
-	if off == 0 {
-		var head [extentHeader]byte
-		if _, err := f.ReadAt(head[:], start); err != nil && !isEOF(err) {
+	var head [extentHeader]byte
+	n := 0
+	switch {
+	case gentle && !mutant.On("read-ahead"):
+		n, err = readGently(f, head[:], p, start)
+	case off == 0:
+		if _, err = f.ReadAt(head[:], start); err != nil && !isEOF(err) {
 			return err
 		}
-		if !checkExtentHeader(head[:], addr, e.size) {
-			return fault.Newf(fault.Corrupt, "brick.read", addr.Short(), "damaged record header in %s at byte %d",
-				extentSegmentName(e.segment), start)
-		}
+		n, err = f.ReadAt(p, start+extentHeader)
+	default:
+		n, err = f.ReadAt(p, start+extentHeader+off)
 	}
-	n, err := f.ReadAt(p, start+extentHeader+off)
+	if off == 0 && (err == nil || isEOF(err)) && !checkExtentHeader(head[:], addr, e.size) {
+		return fault.Newf(fault.Corrupt, "brick.read", addr.Short(), "damaged record header in %s at byte %d",
+			extentSegmentName(e.segment), start)
+	}
 	if n < len(p) && (err == nil || isEOF(err)) {
 		return fault.Newf(fault.Corrupt, "brick.read", addr.Short(), "%s ends inside the extent", extentSegmentName(e.segment))
 	}

@@ -355,6 +355,7 @@ func TestDamagedRecordHeader(t *testing.T) {
 	must(t, b.PutExtents([]Extent{x}))
 	must(t, m.FlipBit("extents/00000001", 20))
 	wantKind(t, b.ReadExtent(x.Addr, make([]byte, 9000), 0), fault.Corrupt)
+	wantKind(t, b.ReadExtentGently(x.Addr, make([]byte, 9000)), fault.Corrupt)
 	must(t, b.ReadExtent(x.Addr, make([]byte, 100), 4000)) // the caller's CRC decides
 }
 

@@ -104,12 +104,12 @@ func (b *Brick) Scrub(ctx context.Context, cfg ScrubConfig) error {
 	return nil
 }
 
-// readDisk reads past the page cache.
+// readDisk reads past the page cache, little at a time.
 func readDisk(f vfs.File, p []byte, off int64) (int, error) {
 	if mutant.On("scrub-trusts-cache") {
 		return f.ReadAt(p, off)
 	}
-	return vfs.ReadDirect(f, p, off)
+	return readPieces(f, p, off)
 }
 
 // pace waits until n more bytes may be read. It returns why the pass must end.

@@ -30,7 +30,7 @@ var allowed = []struct {
 	{"quorum/paxos", []string{"internal/fault", "internal/ident"}, ""},
 	{"quorum", []string{"internal/fault", "internal/ident", "internal/link", "quorum/paxos"}, ""},
 	{"dht/extent", []string{"internal/fault", "internal/ident"}, ""},
-	{"dht/brick", []string{"internal/fault", "internal/ident", "internal/vfs"}, ""},
+	{"dht/brick", []string{"internal/fault", "internal/ident", "internal/lend", "internal/vfs"}, ""},
 	{"dht", []string{"internal/fault", "internal/ident", "internal/lend", "internal/link", "overlay", "dht/brick", "dht/extent"}, ""},
 	{"pool", []string{"internal/fault", "internal/ident", "internal/link", "overlay", "overlay/placement", "quorum"},
 		"the pool's state is a mutable block"},

@@ -43,6 +43,7 @@ var All = []Mutation{
 	{Name: "index-before-data", In: "dht/brick", Breaks: "the index is durable before the extents", Tests: []string{"TestPowerCuts"}, Whole: 1, Only: "power,power-all,aim"},
 	{Name: "punch-wrong-range", In: "dht/brick", Breaks: "a hole is one block too long", Tests: []string{"TestPowerCuts"}, Whole: 1, Only: "disk-cold,kill"},
 	{Name: "put-unverified", In: "dht/brick", Breaks: "bytes are not compared with their address", Tests: []string{"TestPutRefuses"}},
+	{Name: "read-ahead", In: "dht/brick", Breaks: "a copy is read through the page cache, which reads ahead", Tests: []string{"TestGentleReadsLeaveLittleQueued"}},
 	{Name: "scrub-skips-journal", In: "dht/brick", Breaks: "a scrub leaves the journal out", Tests: []string{"TestScrubFindsRotAnywhere", "internal/sim.TestPitfallFlippedBitInTheJournal"}},
 	{Name: "scrub-trusts-cache", In: "dht/brick", Breaks: "a scrub reads the page cache, not the disk", Tests: []string{"TestScrubSeesTheDiskNotTheCache", "internal/sim.TestPitfallLyingDisk"}},
 	{Name: "skip-fsync", In: "dht/brick", Breaks: "durability is claimed without a sync", Tests: []string{"TestPowerCuts", "internal/sim.TestPitfallFlushCoversAllConnections", "internal/sim.TestPitfallSnapshotOfWhatCanBeLost"}, Whole: 1, Only: "power,aim,takeover"},
