@@ -16,16 +16,16 @@ const (
 	PaceFloor = 8 << 20
 	// PaceCeiling is beyond any disk.
 	PaceCeiling = 4 << 30
-	paceStart   = 64 << 20
+	paceStart   = 96 << 20
 	// paceRise is the part by which the rate rises in a step while nobody is disturbed (at least
 	// by paceRiseMin), paceGain that by which it falls for each time that as many as
 	// allowed are disturbed too much, and paceFall what is left of it at the least. In a step
 	// one flush or two may be disturbed: by chance it is none or three as well, and larger
 	// steps made the rate swing by itself.
-	paceRise    = 0.03
-	paceRiseMin = 4 << 20
-	paceGain    = 0.03
-	paceFall    = 0.7
+	paceRise    = 0.05
+	paceRiseMin = 5 << 20
+	paceGain    = 0.05
+	paceFall    = 0.8
 	// paceGoal is how many times its undisturbed value the tail of the foreground's
 	// flushes may be, and paceSlack a difference that nobody minds.
 	paceGoal  = 1.75
