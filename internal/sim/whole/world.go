@@ -101,6 +101,8 @@ const (
 	forMood
 	forClients // and above
 	forForce   = 1 << 20
+
+	forStrangers = 2 << 20
 )
 
 func (w *World) stream(n uint64) *rand.Rand { return rand.New(rand.NewPCG(w.opt.Seed, n)) }
@@ -173,6 +175,9 @@ func (w *World) play() {
 		if w.sound() {
 			w.check(v)
 		}
+	}
+	if w.sound() {
+		w.strangers(w.stream(forStrangers))
 	}
 }
 
