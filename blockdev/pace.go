@@ -19,9 +19,10 @@ const (
 	paceStart   = 96 << 20
 	// paceRise is the part by which the rate rises in a step while nobody is disturbed (at least
 	// by paceRiseMin), paceGain that by which it falls for each time that as many as
-	// allowed are disturbed too much, and paceFall what is left of it at the least. In a step
-	// one flush or two may be disturbed: by chance it is none or three as well, and larger
-	// steps made the rate swing by itself.
+	// allowed are disturbed too much: as much, so that it settles where as many are. paceFall is
+	// what is left of it at the least: one stall disturbs many flushes. In a step one flush or two
+	// may be disturbed; by chance it is none or three as well, and larger steps made the rate
+	// swing by itself.
 	paceRise    = 0.05
 	paceRiseMin = 5 << 20
 	paceGain    = 0.05
