@@ -141,6 +141,7 @@ func (h *history) rows(block int, in world) (out []row, late *row) {
 			if !found {
 				continue
 			}
+			r.fua = false // only an answer promises that it is durable
 			settled := h.settled(r.epoch, in)
 			switch {
 			case r.id == 0 && settled < r.call: // zeros are from anybody

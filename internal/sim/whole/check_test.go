@@ -49,6 +49,26 @@ func TestTangledHistoriesAreJudgedInTheirBeginning(t *testing.T) {
 	}
 }
 
+// Only an answer promises that a write with FUA is durable.
+func TestUnansweredWriteMayBeLostThoughItWasSeen(t *testing.T) {
+	for name, c := range map[string]struct {
+		ret      int64
+		violated bool
+	}{"answered": {13, true}, "not answered": {never, false}} {
+		v := &volume{name: "v"}
+		v.hist.blocks[0] = []row{
+			{kind: opWrite, call: 10, ret: c.ret, mask: 1, id: 1, fua: true, epoch: 1},
+			{kind: opRead, call: 11, ret: 14, mask: 1, got: [sectors]uint32{1}, epoch: 1},
+			{kind: opRead, call: 30, ret: 31, mask: 1, epoch: 2},
+		}
+		v.hist.lost(20, "power of all")
+		w := &World{log: slog.New(slog.DiscardHandler), stopped: make(chan struct{})}
+		if w.check(v); (w.violation != "") != c.violated {
+			t.Errorf("%s: violation %q", name, w.violation)
+		}
+	}
+}
+
 // recovered is a volume of one block with three writes in epoch 1, each with a slot of its
 // own and read back, that was recovered by force from a survivor with all up to slot
 // kept, and shows write shown then, in epoch 1<<32.
