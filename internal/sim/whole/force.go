@@ -44,8 +44,7 @@ func force(w *World, rng *rand.Rand) {
 	w.forcing = true
 	w.background.Go(func() {
 		defer func() { w.forcing = false }()
-		r.down()
-		if r.decide() {
+		if r.down() && r.decide() {
 			r.published()
 		}
 		r.end()
@@ -89,8 +88,9 @@ func (r *rescue) take() bool {
 }
 
 // spares tells whether a group can decide without those who are given up.
-func (r *rescue) spares(g ident.GroupID) bool {
-	c := r.w.configs()[g]
+func (r *rescue) spares(g ident.GroupID) bool { return r.sparesIn(r.w.configs()[g]) }
+
+func (r *rescue) sparesIn(c quorum.Config) bool {
 	n := 0
 	for _, m := range c.Members {
 		if m.Role == quorum.Voter && !slices.Contains(r.lost, r.w.machines[m.Node[0]-1]) {
@@ -100,9 +100,22 @@ func (r *rescue) spares(g ident.GroupID) bool {
 	return n > c.Voters()/2
 }
 
+// pool tells whether the pool can decide without those who are given up by whatever its nodes
+// take for its configuration: a drain may just be changing it.
+func (r *rescue) pool() bool {
+	for _, m := range r.w.machines {
+		if p := m.running(); p != nil {
+			if g, ok := p.core.Acceptors.Group(ident.PoolBlock(r.w.pool)); ok && !r.sparesIn(g.Config) {
+				return false
+			}
+		}
+	}
+	return r.spares(ident.PoolBlock(r.w.pool))
+}
+
 // down lets one of the rest miss what comes, in half of the cases, and then stops
-// those that are given up.
-func (r *rescue) down() {
+// those that are given up. False: the pool needs them by now, and they go on.
+func (r *rescue) down() bool {
 	w := r.w
 	power := r.rng.IntN(2) == 0
 	if r.rng.IntN(3) > 0 {
@@ -114,6 +127,9 @@ func (r *rescue) down() {
 		w.net.Isolate(m.id)
 		defer w.net.Rejoin(m.id)
 		w.until(r.lag)
+	}
+	if !r.pool() {
+		return false
 	}
 	for _, m := range r.lost {
 		if p := m.running(); p != nil {
@@ -136,6 +152,7 @@ func (r *rescue) down() {
 		}
 		m.stop(power || r.wiped)
 	}
+	return true
 }
 
 // canWipe tells whether the pool can do without the disks too: nothing is on them
