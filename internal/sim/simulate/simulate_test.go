@@ -137,9 +137,9 @@ func TestWholePools(t *testing.T) {
 			if len(corpus) == 0 {
 				return 0, nil, false
 			}
-			seed := corpus[0]
+			k := corpus[0]
 			corpus = corpus[1:]
-			return seed, nil, true
+			return k.seed, k.args, true
 		})
 	})
 	t.Run("fresh", func(t *testing.T) {
@@ -189,8 +189,14 @@ func one(t *testing.T, bin string, seed uint64) {
 	t.Log(&sum)
 }
 
-// readCorpus reads testdata/corpus.txt: a seed on each line, and what it found.
-func readCorpus(t *testing.T) (seeds []uint64) {
+// known is a seed of the corpus, with what else it needs to be that run.
+type known struct {
+	seed uint64
+	args []string
+}
+
+// readCorpus reads testdata/corpus.txt: a seed on each line, perhaps a number of nodes, and what it found.
+func readCorpus(t *testing.T) (corpus []known) {
 	f, err := os.Open("testdata/corpus.txt")
 	if err != nil {
 		t.Fatal(err)
@@ -198,14 +204,19 @@ func readCorpus(t *testing.T) (seeds []uint64) {
 	defer f.Close()
 	for s := bufio.NewScanner(f); s.Scan(); {
 		line, _, _ := strings.Cut(s.Text(), "#")
-		if line = strings.TrimSpace(line); line == "" {
+		fields := strings.Fields(line)
+		if len(fields) == 0 {
 			continue
 		}
-		n, err := strconv.ParseUint(line, 10, 64)
-		if err != nil {
-			t.Fatalf("corpus.txt: %v", err)
+		n, err := strconv.ParseUint(fields[0], 10, 64)
+		if err != nil || len(fields) > 2 {
+			t.Fatalf("corpus.txt: %q: %v", line, err)
 		}
-		seeds = append(seeds, n)
+		k := known{seed: n}
+		if len(fields) == 2 {
+			k.args = []string{"-nodes", fields[1]}
+		}
+		corpus = append(corpus, k)
 	}
-	return seeds
+	return corpus
 }
