@@ -23,14 +23,15 @@ const (
 	// another holder, and more than slowMin; or once slowSilent reads in a row
 	// got no answer before that of another; or while one read or put of it is
 	// under way for lateFactor times what nineteen of twenty take, and more than
-	// lateRead or latePut.
+	// lateRead, lateGently or latePut.
 	slowFactor = 8
 	slowMin    = 5 * time.Millisecond
 	slowSilent = 3
 	lateFactor = 10
 	lateRead   = 250 * time.Millisecond
+	lateGently = 2 * time.Second
 	latePut    = 2 * time.Second
-	// pulseKnown is how many reads make a brick's times known.
+	// pulseKnown is how many reads of a kind make a brick's times known.
 	pulseKnown = 16
 )
 
@@ -38,17 +39,26 @@ type pulseKind int
 
 const (
 	readPulse pulseKind = iota
+	// gentlePulse is reads that nobody waits for: they take turns, and each reads a whole
+	// extent. By their times a read that somebody waits for would be hedged too late, and
+	// a brick that others copy from would look slow.
+	gentlePulse
 	putPulse
 )
 
+// tempo is how long one kind of read takes.
+type tempo struct {
+	seen   int           // up to pulseKnown
+	mean   time.Duration // recent ones counting more
+	p95    time.Duration // nineteen of twenty take less
+	probed time.Time
+}
+
 // pulse is how quick one brick is, as this node sees it.
 type pulse struct {
-	mu     sync.Mutex
-	reads  int           // seen, up to pulseKnown
-	mean   time.Duration // of reads, recent ones counting more
-	p95    time.Duration // nineteen of twenty reads take less
-	begun  [2][]time.Time
-	probed time.Time
+	mu    sync.Mutex
+	reads [putPulse]tempo
+	begun [putPulse + 1][]time.Time
 
 	silent  int       // reads in a row that were not waited for to the end
 	lagging bool      // its last put was not waited for to the end
@@ -95,15 +105,15 @@ func (h *health) begin(b overlay.BrickRef, kind pulseKind) (end func(err error))
 			}
 		}
 		switch {
-		case kind == readPulse && err == nil:
-			p.learn(took)
-			p.silent = 0
-		case kind == readPulse && unanswered(err) && took >= p.p95:
-			p.silent++
 		case kind == putPulse && err == nil:
 			p.lagging = false
-		case kind == putPulse && unanswered(err) && took > latePut/2:
-			p.lagging = true
+		case kind == putPulse:
+			p.lagging = p.lagging || unanswered(err) && took > latePut/2
+		case err == nil:
+			p.tempo(kind).learn(took)
+			p.silent = 0
+		case unanswered(err) && took >= p.tempo(kind).p95:
+			p.silent++
 		}
 	}
 }
@@ -112,34 +122,46 @@ func unanswered(err error) bool {
 	return fault.Is(err, fault.Timeout) || fault.Is(err, fault.Unavailable)
 }
 
-// learn takes one read into account. mu is held.
-func (p *pulse) learn(took time.Duration) {
+func (p *pulse) tempo(kind pulseKind) *tempo {
+	if mutant.On("one-tempo") {
+		kind = readPulse
+	}
+	return &p.reads[kind]
+}
+
+// learn takes one read into account. The pulse's mu is held.
+func (t *tempo) learn(took time.Duration) {
 	took = max(took, time.Microsecond)
-	if p.reads == 0 {
-		p.reads, p.mean, p.p95 = 1, took, 2*took
+	if t.seen == 0 {
+		t.seen, t.mean, t.p95 = 1, took, 2*took
 		return
 	}
 	share := time.Duration(8)
-	if p.reads < pulseKnown {
-		p.reads++
+	if t.seen < pulseKnown {
+		t.seen++
 		share = 4
 	}
-	if took < p.mean/2 {
-		p.probed = time.Time{} // it recovers: if it is being probed, see how far
+	if took < t.mean/2 {
+		t.probed = time.Time{} // it recovers: if it is being probed, see how far
 	}
-	p.mean += (took - p.mean) / share
+	t.mean += (took - t.mean) / share
 	// A step up for one read in twenty weighs as much as nineteen steps down.
-	if took > p.p95 {
-		p.p95 += p.p95*19/80 + 1
+	if took > t.p95 {
+		t.p95 += t.p95*19/80 + 1
 	} else {
-		p.p95 -= p.p95 / 80
+		t.p95 -= t.p95 / 80
 	}
 }
 
 // late tells whether something is under way for too long. mu is held.
 func (p *pulse) late() bool {
 	now := time.Now()
-	for kind, limit := range [2]time.Duration{max(lateRead, lateFactor*p.p95), latePut} {
+	limits := [putPulse + 1]time.Duration{
+		readPulse:   max(lateRead, lateFactor*p.tempo(readPulse).p95),
+		gentlePulse: max(lateGently, lateFactor*p.tempo(gentlePulse).p95),
+		putPulse:    latePut,
+	}
+	for kind, limit := range limits {
 		for _, t := range p.begun[kind] {
 			if now.Sub(t) > limit {
 				return true
@@ -165,10 +187,10 @@ func (h *health) slow(bs []overlay.BrickRef) map[overlay.BrickRef]bool {
 		p.mu.Lock()
 		if p.late() || p.silent >= slowSilent {
 			mark(b)
-		} else if p.reads >= pulseKnown {
-			means[i] = p.mean
-			if best < 0 || p.mean < best {
-				best = p.mean
+		} else if t := p.tempo(readPulse); t.seen >= pulseKnown {
+			means[i] = t.mean
+			if best < 0 || t.mean < best {
+				best = t.mean
 			}
 		}
 		p.mu.Unlock()
@@ -199,11 +221,11 @@ func (h *health) waitFor(b overlay.BrickRef, every time.Duration) bool {
 
 // noAnswer notes that a read was given up after took, while the disk may still
 // be at it.
-func (h *health) noAnswer(b overlay.BrickRef, took time.Duration) {
+func (h *health) noAnswer(b overlay.BrickRef, kind pulseKind, took time.Duration) {
 	p := h.pulse(b)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if took >= p.p95 {
+	if took >= p.tempo(kind).p95 {
 		p.silent++
 	}
 }
@@ -216,14 +238,14 @@ func (h *health) isSlow(b overlay.BrickRef) bool {
 	return p.late() || p.silent >= slowSilent
 }
 
-// patience is how long to wait for a read of b before the next holder is asked.
-func (h *health) patience(b overlay.BrickRef, most time.Duration) time.Duration {
+// patience is how long to wait for a read of b, of that kind, before the next holder is asked.
+func (h *health) patience(b overlay.BrickRef, kind pulseKind, most time.Duration) time.Duration {
 	p := h.pulse(b)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	d := hedgeDefault
-	if p.reads >= pulseKnown {
-		d = max(p.p95, hedgeMin)
+	if t := p.tempo(kind); t.seen >= pulseKnown {
+		d = max(t.p95, hedgeMin)
 	}
 	return min(d, most)
 }
@@ -249,22 +271,23 @@ func (h *health) spend() bool {
 	return true
 }
 
-// probe tells whether it is time to see if a slow brick still is.
-func (h *health) probe(b overlay.BrickRef, every time.Duration) bool {
+// probe tells whether it is time to see, by a read of that kind, if a slow brick still is.
+func (h *health) probe(b overlay.BrickRef, kind pulseKind, every time.Duration) bool {
 	p := h.pulse(b)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.late() || time.Since(p.probed) < every {
+	if p.late() || time.Since(p.tempo(kind).probed) < every {
 		return false
 	}
-	p.probed = time.Now()
+	p.tempo(kind).probed = time.Now()
 	return true
 }
 
-// view is what Stats tells of b.
+// view is what Stats tells of b: of reads that somebody waits for.
 func (h *health) view(b overlay.BrickRef) (mean, p95 time.Duration, late bool) {
 	p := h.pulse(b)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.mean, p.p95, p.late() || p.silent >= slowSilent
+	t := p.tempo(readPulse)
+	return t.mean, t.p95, p.late() || p.silent >= slowSilent
 }

@@ -35,8 +35,8 @@ func (s *Store) fromHolders(ctx context.Context, replicas int, t *tries, get fet
 	pending := 0
 	ask := func(b overlay.BrickRef) {
 		pending++
-		patience.Reset(s.health.patience(b, s.cfg.ReadTimeout/2))
-		s.ask(ctx, b, get, answers)
+		patience.Reset(s.health.patience(b, t.kind, s.cfg.ReadTimeout/2))
+		s.ask(ctx, b, t.kind, get, answers)
 	}
 	for {
 		if pending == 0 {
@@ -77,13 +77,13 @@ func (s *Store) fromHolders(ctx context.Context, replicas int, t *tries, get fet
 }
 
 // ask reads from a brick in the background.
-func (s *Store) ask(ctx context.Context, b overlay.BrickRef, get fetch, answers chan<- attempt) {
+func (s *Store) ask(ctx context.Context, b overlay.BrickRef, kind pulseKind, get fetch, answers chan<- attempt) {
 	if b.Node != s.self && s.cfg.View.State(b.Node) == overlay.Down && !s.cfg.Transport.Connected(b.Node) {
 		answers <- attempt{b, nil, fault.Newf(fault.Unavailable, "dht.read", b.Brick.Short(), "node %s is down", b.Node.Short())}
 		return
 	}
 	go func() {
-		data, err := s.timed(ctx, b, get)
+		data, err := s.timed(ctx, b, kind, get)
 		if fault.Is(err, fault.Timeout) && ctx.Err() == nil {
 			err = fault.Newf(fault.Unavailable, "dht.read", b.Brick.Short(), "no answer within %v", s.cfg.ReadTimeout)
 		}
@@ -93,9 +93,9 @@ func (s *Store) ask(ctx context.Context, b overlay.BrickRef, get fetch, answers 
 
 // timed reads from a brick and remembers how long that takes. A disk of this
 // node is timed by readHere, to the end, also when nobody waits any more.
-func (s *Store) timed(ctx context.Context, b overlay.BrickRef, get fetch) ([]byte, error) {
+func (s *Store) timed(ctx context.Context, b overlay.BrickRef, kind pulseKind, get fetch) ([]byte, error) {
 	if b.Node != s.self {
-		end := s.health.begin(b, readPulse)
+		end := s.health.begin(b, kind)
 		data, err := get(ctx, b)
 		end(err)
 		return data, err
@@ -103,7 +103,7 @@ func (s *Store) timed(ctx context.Context, b overlay.BrickRef, get fetch) ([]byt
 	start := time.Now()
 	data, err := get(ctx, b)
 	if fault.Is(err, fault.Timeout) {
-		s.health.noAnswer(b, time.Since(start))
+		s.health.noAnswer(b, kind, time.Since(start))
 	}
 	return data, err
 }
@@ -115,14 +115,14 @@ func (s *Store) won(c *candidates, b overlay.BrickRef, get fetch) {
 		s.stats.hedgesWon.Add(1)
 	}
 	for _, b := range c.slow {
-		if slices.Contains(c.t.tried, b) || !s.health.probe(b, s.cfg.ProbeEvery) {
+		if slices.Contains(c.t.tried, b) || !s.health.probe(b, c.t.kind, s.cfg.ProbeEvery) {
 			continue
 		}
 		s.stats.probes.Add(1)
 		s.spawn(func() {
 			ctx, cancel := context.WithTimeout(s.ctx, s.cfg.ReadTimeout)
 			defer cancel()
-			_, _ = s.timed(ctx, b, get) // only how long it takes matters
+			_, _ = s.timed(ctx, b, c.t.kind, get) // only how long it takes matters
 		})
 	}
 }

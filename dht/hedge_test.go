@@ -74,9 +74,10 @@ func TestLongHangIsSoonForgotten(t *testing.T) {
 	for _, o := range r.nodes {
 		p := nd.store.health.pulse(o.ref())
 		p.mu.Lock()
-		p.reads, p.mean, p.p95 = pulseKnown, time.Millisecond, 2*time.Millisecond
+		quick := p.tempo(readPulse)
+		quick.seen, quick.mean, quick.p95 = pulseKnown, time.Millisecond, 2*time.Millisecond
 		if o == nd {
-			p.mean = 20 * time.Second
+			quick.mean = 20 * time.Second
 		}
 		p.mu.Unlock()
 	}
@@ -105,7 +106,7 @@ func TestSlowDiskIsAskedLastAndComesBack(t *testing.T) {
 					nd.store.health.begin(o.ref(), readPulse)(nil)
 				}
 				p.mu.Lock()
-				known := p.reads >= pulseKnown
+				known := p.tempo(readPulse).seen >= pulseKnown
 				p.mu.Unlock()
 				if !known {
 					return false
@@ -151,7 +152,7 @@ func TestHedgedReadsAreFew(t *testing.T) {
 	for i := range n {
 		p := nd.store.health.pulse(nd.ref())
 		p.mu.Lock()
-		p.p95, p.silent = hedgeMin, 0 // never learns that slow is the new quick
+		p.tempo(readPulse).p95, p.silent = hedgeMin, 0 // never learns that slow is the new quick
 		p.mu.Unlock()
 		r.readAll(nd, xs[i%10:], 1)
 	}

@@ -60,7 +60,7 @@ func (s *Store) Get(ctx context.Context, addr ident.Addr) ([]byte, error) {
 
 // GetGently is Get for a copy that nobody waits for. sum is Checksum of the bytes.
 func (s *Store) GetGently(ctx context.Context, addr ident.Addr) (data []byte, sum uint32, err error) {
-	data, err = s.getWith(ctx, &tries{store: s, addr: addr, gentle: true})
+	data, err = s.getWith(ctx, &tries{store: s, addr: addr, kind: gentlePulse})
 	if err == nil {
 		s.cfg.Gently(func() { sum = extent.Checksum(data) })
 	}
@@ -70,7 +70,7 @@ func (s *Store) GetGently(ctx context.Context, addr ident.Addr) (data []byte, su
 func (s *Store) getWith(ctx context.Context, t *tries) ([]byte, error) {
 	var data []byte
 	way := quickly
-	if t.gentle {
+	if t.kind == gentlePulse {
 		way = s.gently()
 	}
 	fetch := func(ctx context.Context, b overlay.BrickRef) ([]byte, error) {
@@ -83,14 +83,15 @@ func (s *Store) getWith(ctx context.Context, t *tries) ([]byte, error) {
 // readWay is how an extent is read: for somebody who waits, or gently.
 type readWay struct {
 	typ  link.Type
+	kind pulseKind
 	run  func(func())
 	disk func(l *localBrick, addr ident.Addr, p []byte) error // from the first byte on
 }
 
-var quickly = readWay{typeRead, atOnce, func(l *localBrick, addr ident.Addr, p []byte) error { return l.ReadExtent(addr, p, 0) }}
+var quickly = readWay{typeRead, readPulse, atOnce, func(l *localBrick, addr ident.Addr, p []byte) error { return l.ReadExtent(addr, p, 0) }}
 
 func (s *Store) gently() readWay {
-	return readWay{typeReadGently, s.cfg.Gently, func(l *localBrick, addr ident.Addr, p []byte) error { return l.ReadExtentGently(addr, p) }}
+	return readWay{typeReadGently, gentlePulse, s.cfg.Gently, func(l *localBrick, addr ident.Addr, p []byte) error { return l.ReadExtentGently(addr, p) }}
 }
 
 // rangeFrom reads n bytes from off from one brick, unverified.
@@ -100,7 +101,7 @@ func (s *Store) rangeFrom(ctx context.Context, b overlay.BrickRef, addr ident.Ad
 		if err != nil {
 			return nil, err
 		}
-		return s.readHere(ctx, b, func() ([]byte, error) {
+		return s.readHere(ctx, b, readPulse, func() ([]byte, error) {
 			p := lend.Get(n)
 			return p, l.ReadExtent(addr, p, off)
 		})
@@ -114,12 +115,12 @@ func (s *Store) rangeFrom(ctx context.Context, b overlay.BrickRef, addr ident.Ad
 }
 
 // readHere reads from a disk of this node, which may hang.
-func (s *Store) readHere(ctx context.Context, b overlay.BrickRef, read func() ([]byte, error)) ([]byte, error) {
+func (s *Store) readHere(ctx context.Context, b overlay.BrickRef, kind pulseKind, read func() ([]byte, error)) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.ReadTimeout)
 	defer cancel()
 	got := make(chan []byte, 1)
 	err := s.onDisk(ctx, func() error {
-		end := s.health.begin(b, readPulse)
+		end := s.health.begin(b, kind)
 		p, err := read()
 		end(err)
 		got <- p
@@ -138,7 +139,7 @@ func (s *Store) wholeFrom(ctx context.Context, b overlay.BrickRef, addr ident.Ad
 		if err != nil {
 			return nil, err
 		}
-		data, err = s.readHere(ctx, b, func() (p []byte, err error) {
+		data, err = s.readHere(ctx, b, way.kind, func() (p []byte, err error) {
 			way.run(func() { p, err = readWhole(l, addr, way) })
 			return p, err
 		})
@@ -202,7 +203,7 @@ type tries struct {
 	// asks for no repairs itself, or nodes with nothing but damaged copies would
 	// ask each other for ever.
 	repairing                   bool
-	gentle                      bool // nobody waits for it
+	kind                        pulseKind // by whose times it is judged how long a brick takes
 	tried                       []overlay.BrickRef
 	count                       int
 	absent, corrupt, unanswered int

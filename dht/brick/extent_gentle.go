@@ -12,7 +12,7 @@ const gentlePiece = 128 << 10
 
 // PutExtentsGently is PutExtents for copies that nobody waits for: it writes in small
 // pieces, past the page cache, so that neither the queue of the disk nor its cache is
-// full of them when a journal is synced. Calls take turns.
+// full of them when a journal is synced. Calls take turns. Kinds and durability as for PutExtents.
 func (b *Brick) PutExtentsGently(xs []Extent) error { return b.putExtents(xs, true) }
 
 // writeGently writes the concatenation of bufs at off, piece by piece.
@@ -47,7 +47,8 @@ func writeGently(f vfs.File, bufs [][]byte, off int64) error {
 
 // ReadExtentGently is ReadExtent of the first len(p) bytes for a copy that nobody waits for: it
 // reads in small pieces, past the page cache. What the system would read ahead is megabytes, and a
-// journal that is synced then waits for all of them. Calls take turns.
+// journal that is synced then waits for all of them. Calls take turns. The bytes are as the disk gives
+// them: the caller verifies them. Kinds as for ReadExtent: NotFound, Invalid, Corrupt.
 func (b *Brick) ReadExtentGently(addr ident.Addr, p []byte) error {
 	b.extents.reading.Lock()
 	defer b.extents.reading.Unlock()

@@ -35,6 +35,7 @@ var All = []Mutation{
 	{Name: "lend-early", In: "dht", Breaks: "what a disk is to write is given back before it has", Tests: []string{"TestDiskThatHangsKeepsWhatItWrites"}},
 	{Name: "majority-of-one", In: "dht", Breaks: "a put is durable on the first holder", Tests: []string{"TestPutSurvivesMinorityDown", "internal/sim.TestPitfallMapNamesExtentsWithTooFewCopies"}},
 	{Name: "old-epoch-enters", In: "dht", Breaks: "an older epoch is let in", Tests: []string{"TestOldEpochIsFenced"}},
+	{Name: "one-tempo", In: "dht", Breaks: "reads for copies count in the times by which other reads are hedged", Tests: []string{"TestCopiesMakeNoBrickSlow"}},
 	{Name: "seal-at-once", In: "dht", Breaks: "a seal does not wait for puts of older epochs", Tests: []string{"TestPitfallPutRacesWithASweep"}},
 	{Name: "told-before-majority", In: "dht", Breaks: "a large write is logged before its extent is durable on a majority", Tests: []string{"TestPutThenDoesNotWaitForTheLastHolder", "internal/sim.TestPitfallMapNamesExtentsWithTooFewCopies"}},
 	{Name: "wait-for-slow", In: "dht", Breaks: "every holder is waited for, however slow", Tests: []string{"TestPutsPassAHungDisk"}},
