@@ -203,7 +203,7 @@ func TestPacerRisesByStepsBesideAClient(t *testing.T) {
 	for name, c := range map[string]struct {
 		went float64 // of what it might
 		want float64 // of what it was
-	}{"as fast as it may": {1, 1 + paceRise}, "a third of that": {1. / 3, 1}} {
+	}{"as fast as it may": {1, 1 + paceGain}, "a third of that": {1. / 3, 1}} {
 		t.Run(name, func(t *testing.T) {
 			p := NewPacer()
 			for range paceEnough {
@@ -215,6 +215,82 @@ func TestPacerRisesByStepsBesideAClient(t *testing.T) {
 			p.begun, p.begunSize = now.Add(-time.Second), int64(c.went*p.rate)
 			p.steer(now)
 			if got := p.rate / (4 * paceStart); math.Abs(got-c.want) > 0.001 {
+				t.Errorf("the rate became %.3f times what it was, not %.3f", got, c.want)
+			}
+		})
+	}
+}
+
+// TestPacerLearnsWhatCopiesReach, beside a client and without one: half of that is where it begins.
+func TestPacerLearnsWhatCopiesReach(t *testing.T) {
+	for name, client := range map[string]bool{"beside a client": true, "alone": false} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p := NewPacer()
+				stop := make(chan struct{})
+				var wg sync.WaitGroup
+				if client {
+					wg.Go(func() { foreground(p, func(int64) time.Duration { return time.Millisecond }, stop) })
+					time.Sleep(2 * time.Second) // virtual: the baseline is learnt
+				}
+				for range 300 {
+					copying(t, p, 1)
+					time.Sleep(5 * time.Millisecond) // virtual: what a copy takes
+				}
+				if full := p.full / (1 << 20); full < 170 || full > 210 {
+					t.Errorf("copies that go at 200 MiB/s reach %.0f", full)
+				}
+				if got := p.start() / p.full; got != paceHalf {
+					t.Errorf("it begins at %.2f of what they reach", got)
+				}
+				close(stop)
+				wg.Wait()
+			})
+		})
+	}
+}
+
+// TestPacerKnowsWhatIsUndisturbed: of a few hundred flushes nobody can tell what the slowest hundredth takes, and what
+// is wrong there is wrong for the whole repair.
+func TestPacerKnowsWhatIsUndisturbed(t *testing.T) {
+	p := NewPacer()
+	for range 10_000 { // 20 s of a client with 500 a second
+		if p.Wants() {
+			p.Foreground(time.Millisecond)
+		}
+	}
+	if n := len(p.calm.all); n < 2500 {
+		t.Errorf("%d samples", n)
+	}
+}
+
+// TestPacerClaimsHalf: below half of what copies could reach the foreground bears more, and far
+// above it the rate hardly rises.
+func TestPacerClaimsHalf(t *testing.T) {
+	for name, c := range map[string]struct {
+		share float64 // of what could be reached
+		tail  float64 // of the undisturbed one
+		want  float64 // of what the rate was
+	}{
+		"below half, calm":      {0.4, 1, 1 + 2*paceGain},
+		"below half, disturbed": {0.4, 1.95, 1 + 2*paceGain},
+		"below half, too much":  {0.4, 2.5, paceFall},
+		"half, calm":            {0.55, 1, 1 + paceGain},
+		"half, disturbed":       {0.55, 1.95, paceFall},
+		"more than that, calm":  {0.8, 1, 1 + paceGain/5},
+		"far more and too much": {0.8, 1.95, paceFall},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := NewPacer()
+			p.full, p.rate = 1<<30, c.share*(1<<30)
+			for range paceEnough {
+				p.calm.add(10 * time.Millisecond)
+				p.tense.add(time.Duration(c.tail * float64(10*time.Millisecond)))
+			}
+			now := p.now()
+			p.begun, p.begunSize = now.Add(-time.Second), int64(p.rate)
+			p.steer(now)
+			if got := p.rate / (c.share * (1 << 30)); math.Abs(got-c.want) > 0.001 {
 				t.Errorf("the rate became %.3f times what it was, not %.3f", got, c.want)
 			}
 		})
