@@ -6,7 +6,9 @@
 # the percentiles of all flushes of either kind of window. The client is bench/flusher; fio only fills the volume.
 # Before that, ALONE (3) seconds without a client: what the machine allows. RATE limits repair ('auto': none), IOPS
 # the client (0: it writes again as soon as it may, and so keeps two cores busy by itself).
-# usage: bench/repair.sh     env: DATA WINDOW ROUNDS ALONE RATE IOPS GABION_RIG_DIR GABION_BIN
+# With WHOLE=1 there are no windows: the client runs for 10 s before the repair, then until it is done, then for 10 s
+# more; that is what an operator would see of one lost brick, with the time in which the rate is found.
+# usage: bench/repair.sh     env: DATA WINDOW ROUNDS ALONE WHOLE RATE IOPS GABION_RIG_DIR GABION_BIN
 set -euo pipefail
 cd "$(dirname "$0")/.."
 test/needs.sh fio jq
@@ -48,6 +50,28 @@ foreground() {
 percentile() { # of all flushes of one kind of window, in ms
 	sort -n "$dir/flushes.$1" | awk -v q="$2" '{ v[NR] = $1 } END { printf "%.2f", v[int((NR - 1) * q / 100) + 1] / 1e6 }'
 }
+# whole: one repair to its end, with a client before it, beside it and after it
+whole() {
+	foreground 10 off >/dev/null
+	g pool set repair=on >/dev/null
+	local before after began took client
+	"$dir/flusher" -node "$(jq -r .nbd "$dir/n1/run.json")" -volume fg -rate "${IOPS:-0}" -for 300s -log "$dir/flushes.on" >/dev/null &
+	client=$!
+	before=$(left)
+	began=$(date +%s%N)
+	after=$before
+	while [ "$after" != 0 ]; do # who asks takes a core for as long as dozens of flushes: so seldom, and last in the queue
+		sleep "$(awk -v left="$after" 'BEGIN { s = left / 300e6; print s < 0.5 ? 0.5 : s }')"
+		after=$(renice -n 19 "$BASHPID" >/dev/null && left)
+	done
+	took=$((($(date +%s%N) - began) / 1000000))
+	kill -TERM "$client"
+	wait "$client"
+	foreground 10 off >/dev/null
+	echo "$((before >> 20)) MiB copied beside the client in $took ms, $(((before >> 10) * 1000 / took >> 10)) MiB/s;" \
+		"all flushes: p50 $(percentile off 50) and $(percentile on 50) ms, p99 $(percentile off 99) and $(percentile on 99) ms," \
+		"$(wc -l <"$dir/flushes.on") of them beside it"
+}
 median() { sort -n | awk '{ v[NR] = $1 } END { print NR ? v[int((NR + 1) / 2)] : "-" }'; }
 
 start 1
@@ -81,6 +105,10 @@ after=$(left)
 took=$((($(date +%s%N) - began) / 1000000))
 g pool set repair=off >/dev/null
 echo "nobody else there: $((((before - after) >> 10) * 1000 / took >> 10)) MiB/s"
+if [ -n "${WHOLE:-}" ]; then
+	whole
+	exit
+fi
 printf '%-10s %10s %10s %8s %10s\n' window "p50 ms" "p99 ms" iops "MiB/s"
 for r in $(seq "${ROUNDS:-8}"); do
 	for what in off on; do

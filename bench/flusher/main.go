@@ -3,19 +3,23 @@
 //
 //	flusher -node HOST:PORT -volume NAME [-rate 500] [-for 3s] [-log FILE]
 //
-// It prints the 50th and 99th percentile of the flushes in milliseconds, and flushes per second. With -log it
+// SIGTERM ends it before. It prints the 50th and 99th percentile of the flushes in milliseconds, and flushes per second. With -log it
 // appends each of them, in nanoseconds, one to a line.
 package main
 
 import (
 	"bufio"
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"os/signal"
 	"slices"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/gabion-storage/gabion/attach/client"
 )
@@ -43,7 +47,13 @@ func run(node, volume, log string, rate int, length time.Duration) error {
 		return err
 	}
 	defer e.Close()
-	took, err := flushes(e, rate, length)
+	running, stop := signal.NotifyContext(context.Background(), unix.SIGTERM)
+	defer stop()
+	running, cancel = context.WithTimeout(running, length)
+	defer cancel()
+	begin := time.Now()
+	took, err := flushes(running, e, rate)
+	length = time.Since(begin)
 	if err != nil {
 		return err
 	}
@@ -58,8 +68,8 @@ func run(node, volume, log string, rate int, length time.Duration) error {
 	return nil
 }
 
-// flushes writes and flushes for length, and tells how long each flush took.
-func flushes(e *client.Engine, rate int, length time.Duration) (took []time.Duration, err error) {
+// flushes writes and flushes until ctx ends, and tells how long each flush took.
+func flushes(ctx context.Context, e *client.Engine, rate int) (took []time.Duration, err error) {
 	block := make([]byte, 4096)
 	noise := rand.NewChaCha8([32]byte{1})
 	done := make(chan error, 1)
@@ -69,7 +79,7 @@ func flushes(e *client.Engine, rate int, length time.Duration) (took []time.Dura
 		return <-done
 	}
 	begin := time.Now()
-	for n := 0; time.Since(begin) < length; n++ {
+	for n := 0; ctx.Err() == nil; n++ {
 		if rate > 0 {
 			time.Sleep(time.Until(begin.Add(time.Duration(n) * time.Second / time.Duration(rate))))
 		}
@@ -85,7 +95,7 @@ func flushes(e *client.Engine, rate int, length time.Duration) (took []time.Dura
 		took = append(took, time.Since(before))
 	}
 	if len(took) == 0 {
-		return nil, fmt.Errorf("no flush within %v", length)
+		return nil, errors.New("no flush before the end")
 	}
 	return took, nil
 }
