@@ -48,7 +48,10 @@ const (
 	paceFree      = 240 * time.Millisecond
 	paceFreeEvery = time.Minute
 	// paceReached is the part of the rate that copies stay below when it is not the rate that holds them back.
+	// paceLess is what is left at the least of what could be reached, after one window with less: part of it may
+	// have been without copies.
 	paceReached = 0.8
+	paceLess    = 0.9
 	// paceSamples bounds the latencies that are kept of either kind. What a hundredth of them exceeds is known
 	// to a fifth from 2500.
 	paceSamples = 4096
@@ -156,9 +159,10 @@ func (p *Pacer) adapt() {
 		p.quietFrom = now.Add(paceQuietEvery)
 		p.judge(now)
 		return
-	case p.limit == 0 && !p.alone && now.Sub(p.heard) < paceLong && now.Sub(p.fullAt) > paceFreeEvery && now.Add(paceFree).Before(p.quietFrom):
+	case p.limit == 0 && now.Sub(p.heard) < paceLong && now.Sub(p.fullAt) > paceFreeEvery && now.Add(paceFree).Before(p.quietFrom):
 		p.fullAt, p.freeFrom, p.freeTo, p.freeBegan = now, now, now.Add(paceFree), 0
 		p.next = now
+		p.stir()
 		time.AfterFunc(paceFree, p.bound)
 		return
 	case now.Sub(p.begun) < paceStep:
@@ -171,7 +175,7 @@ func (p *Pacer) adapt() {
 	if n == 0 { // nobody to disturb
 		p.alone = true
 		if went := p.went(now); went < paceReached*p.allowed() {
-			p.full, p.fullAt = went, now
+			p.full, p.fullAt = max(went, paceLess*p.full), now
 		}
 		p.raise(now, 2*p.rate)
 		p.judge(now)
@@ -204,16 +208,14 @@ func (p *Pacer) resume() {
 func (p *Pacer) bound() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	now := p.now()
-	p.freeTo = now
 	first := p.full == 0
-	if p.freeBegan > 0 {
-		p.full = float64(p.freeBegan) / (now.Sub(p.freeFrom) - paceSettle).Seconds()
+	if p.freeTo.Sub(p.last) < paceSettle { // else there was nothing more to copy
+		p.full = float64(p.freeBegan) / (paceFree - paceSettle).Seconds()
 	}
 	if first {
 		p.rate = p.start()
 	}
-	p.judge(now)
+	p.judge(p.now())
 	p.stir()
 }
 
