@@ -147,6 +147,7 @@ func (r *rescue) down() bool {
 	}
 	r.wiped = r.rng.IntN(2) == 0 && r.canWipe()
 	for _, m := range r.lost {
+		m.doomed = r.wiped // a drain would leave too few for all copies
 		if power || r.wiped {
 			w.lose("power of " + m.name)
 		}
@@ -341,6 +342,7 @@ func (r *rescue) end() {
 		r.part(apart)
 	}
 	for _, m := range r.lost {
+		m.doomed = false
 		w.background.Go(func() { m.revive(); m.release() })
 	}
 	if r.forced > 0 {

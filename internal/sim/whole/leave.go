@@ -12,10 +12,10 @@ import (
 	"github.com/gabion-storage/gabion/quorum"
 )
 
-// stayers are the machines that are neither gone nor leave.
+// stayers are the machines that are neither gone, nor about to be, nor leave.
 func (w *World) stayers() (out []*machine) {
 	for _, m := range w.machines {
-		if !m.gone && !m.leaving {
+		if !m.gone && !m.doomed && !m.leaving {
 			out = append(out, m)
 		}
 	}

@@ -40,6 +40,7 @@ type machine struct {
 	busy   bool          // a fault has it
 
 	gone, leaving bool          // for good; while it is emptied
+	doomed        bool          // it is down and will not come back, which nobody was told yet
 	word          atomic.Uint64 // how many decisions the operator made about it
 }
 
