@@ -166,7 +166,7 @@ func (g *group) sync(r *request, to asker) (refused *answer) {
 	if g.dropped {
 		return g.gone(r)
 	}
-	if r.ballot.Less(g.core.Promised()) {
+	if !g.core.Admits(r.ballot) {
 		return g.settle(r, to, paxos.Fenced, nil)
 	}
 	err := g.core.Learn(r.ballot, r.commit, g)

@@ -145,7 +145,7 @@ func (a *Acceptor) full() (runs []Run) {
 // State answers a probe by ballot b, which takes this copy for one with data or,
 // if bare, for a witness.
 func (a *Acceptor) State(b Ballot, bare bool) (Status, State) {
-	if !a.admits(b) {
+	if !a.Admits(b) {
 		return Fenced, State{}
 	}
 	if bare != a.witness {
@@ -163,7 +163,8 @@ func (a *Acceptor) State(b Ballot, bare bool) (Status, State) {
 	return OK, State{Received: a.log.base, Durable: a.log.base, Runs: append([]Run(nil), a.log.runs...)}
 }
 
-func (a *Acceptor) admits(b Ballot) bool {
+// Admits tells whether ballot b is not below the promise.
+func (a *Acceptor) Admits(b Ballot) bool {
 	return mutant.On("ignore-ballot") || !b.Less(a.promised)
 }
 
@@ -171,7 +172,7 @@ func (a *Acceptor) admits(b Ballot) bool {
 // What its cuts kill goes, so that no later phase 1 can find it either.
 func (a *Acceptor) Open(b Ballot, cuts []Cut, j Journal) (Status, error) {
 	switch {
-	case !a.admits(b):
+	case !a.Admits(b):
 		return Fenced, nil
 	case a.opened == b:
 		return OK, nil
@@ -203,7 +204,7 @@ func (a *Acceptor) Open(b Ballot, cuts []Cut, j Journal) (Status, error) {
 // Accept takes one entry; the shell has checked it with CheckBody. The error is the
 // journal's; then nothing but the commit may have changed.
 func (a *Acceptor) Accept(m *Accept, j Journal) (Status, error) {
-	if !a.admits(m.Ballot) {
+	if !a.Admits(m.Ballot) {
 		return Fenced, nil
 	}
 	if m.Bare != a.witness {
@@ -248,7 +249,7 @@ func (a *Acceptor) Accept(m *Accept, j Journal) (Status, error) {
 // Renew takes again, at a higher ballot, what is already here. It takes as much
 // as it can and answers Gap where that ends early.
 func (a *Acceptor) Renew(m *Renew, j Journal) (Status, error) {
-	if !a.admits(m.Ballot) {
+	if !a.Admits(m.Ballot) {
 		return Fenced, nil
 	}
 	if a.opened != m.Ballot {
