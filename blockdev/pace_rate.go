@@ -209,7 +209,8 @@ func (p *Pacer) bound() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	first := p.full == 0
-	if p.freeTo.Sub(p.last) < paceSettle { // else there was nothing more to copy
+	// Otherwise there was nothing more to copy, or an operator held it back.
+	if p.limit == 0 && p.freeTo.Sub(p.last) < paceSettle {
 		p.full = float64(p.freeBegan) / (paceFree - paceSettle).Seconds()
 	}
 	if first {

@@ -250,6 +250,32 @@ func TestPacerLearnsWhatCopiesReach(t *testing.T) {
 	}
 }
 
+// TestPacerDoesNotLearnFromTheOperator: a limit set while copies are let go says nothing of what they reach.
+func TestPacerDoesNotLearnFromTheOperator(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := NewPacer()
+		stop := make(chan struct{})
+		var wg sync.WaitGroup
+		wg.Go(func() { foreground(p, func(int64) time.Duration { return time.Millisecond }, stop) })
+		time.Sleep(2 * time.Second) // virtual: the baseline is learnt
+		for range 300 {
+			p.mu.Lock()
+			free := p.free(p.now())
+			p.mu.Unlock()
+			if free {
+				p.SetPolicy(false, 20<<20)
+			}
+			copying(t, p, 1)
+			time.Sleep(5 * time.Millisecond) // virtual: what a copy takes
+		}
+		if p.limit == 0 || p.full != 0 {
+			t.Errorf("with a limit of %.0f it holds that copies reach %.0f bytes a second", p.limit, p.full)
+		}
+		close(stop)
+		wg.Wait()
+	})
+}
+
 // TestPacerKnowsWhatIsUndisturbed: of a few hundred flushes nobody can tell what the slowest hundredth takes, and what
 // is wrong there is wrong for the whole repair.
 func TestPacerKnowsWhatIsUndisturbed(t *testing.T) {
