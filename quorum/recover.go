@@ -14,15 +14,10 @@ import (
 	"github.com/gabion-storage/gabion/quorum/paxos"
 )
 
-// forcedVersions is how far a forced recovery goes beyond all that was met, in
-// versions and in epochs: so far that nothing of those who were given up comes near.
-// Both go to the same multiple of it, so that an epoch tells which version is behind it.
-const forcedVersions = 1 << 32
-
 // ForcedVersion is the version of the forced configuration that one of the given
 // version goes back to, 0 if none was ever forced: see ProposerConfig.AtLeast.
 // What is asked for may have been proposed only.
-func ForcedVersion(version uint64) uint64 { return version / forcedVersions * forcedVersions }
+func ForcedVersion(version uint64) uint64 { return paxos.ForcedVersion(version) }
 
 // Survivor is one copy of a group, as it is found when its quorum is gone.
 type Survivor struct {
@@ -84,25 +79,13 @@ func Survivors(ctx context.Context, t link.Transport, nodes []ident.NodeID, grou
 			}
 			asked[node] = true
 			wg.Go(func() {
-				ctx, cancel := context.WithTimeout(ctx, askTimeout)
-				defer cancel()
-				reply, err := t.Call(ctx, node, typeInspect, group[:])
-				var found []Survivor
-				if err == nil {
-					found, err = decodeInspectReply(reply)
-				}
+				found, err := inspect(ctx, t, node, group)
 				mu.Lock()
 				defer mu.Unlock()
 				if err != nil {
 					last = err
 				}
-				for _, s := range found {
-					s.Member.Node, s.Member.Role = node, Learner
-					if i := s.Config.Find(node, s.Member.Brick); i >= 0 {
-						s.Member.Role = s.Config.Members[i].Role
-					}
-					all = append(all, s)
-				}
+				all = append(all, found...)
 			})
 		}
 		wg.Wait()
@@ -121,6 +104,25 @@ func Survivors(ctx context.Context, t link.Transport, nodes []ident.NodeID, grou
 	}
 	best(all)
 	return all, nil
+}
+
+// inspect asks one node what copies of a group it has.
+func inspect(ctx context.Context, t link.Transport, node ident.NodeID, group ident.GroupID) ([]Survivor, error) {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	reply, err := t.Call(ctx, node, typeInspect, group[:])
+	if err != nil {
+		return nil, err
+	}
+	found, err := decodeInspectReply(reply)
+	for i := range found {
+		s := &found[i]
+		s.Member.Node, s.Member.Role = node, Learner
+		if at := s.Config.Find(node, s.Member.Brick); at >= 0 {
+			s.Member.Role = s.Config.Members[at].Role
+		}
+	}
+	return found, err
 }
 
 // Recovery is what a forced recovery has done.
@@ -172,9 +174,13 @@ func Recover(ctx context.Context, t link.Transport, nodes []ident.NodeID, group 
 		return Recovery{}, fault.Newf(fault.Unavailable, op, group.String(), "node %s: %v", from.Node.Short(), status)
 	}
 	for _, s := range ss {
-		if r.Config.Find(s.Member.Node, s.Member.Brick) < 0 {
-			call := configCall{group: group, brick: s.Member.Brick, ballot: r.Ballot, config: r.Config}
+		call := configCall{group: group, brick: s.Member.Brick, ballot: r.Ballot, config: r.Config}
+		switch i := r.Config.Find(s.Member.Node, s.Member.Brick); {
+		case i < 0:
 			_, _ = t.Call(ctx, s.Member.Node, typeRetire, appendConfigCall(nil, &call)) // it asks by itself otherwise
+		case !s.Member.Same(from) && !mutant.On("force-one"):
+			// Lest nobody knows of it who is left when from dies. Otherwise it learns of the next one.
+			_, _ = t.Call(ctx, s.Member.Node, typeForce, appendConfigCall(nil, &call))
 		}
 	}
 	return r, nil
@@ -209,13 +215,13 @@ func planRecovery(ss []Survivor, from Member, voters []Member) (Recovery, error)
 		r.Ballot.Epoch = max(r.Ballot.Epoch, s.Promised.Epoch)
 		r.Seen = max(r.Seen, s.Last)
 	}
-	next := max(ForcedVersion(r.Config.Version), ForcedVersion(r.Ballot.Epoch)) + forcedVersions
-	r.Ballot.Epoch = next + r.Ballot.Epoch%forcedVersions
+	next := max(ForcedVersion(r.Config.Version), ForcedVersion(r.Ballot.Epoch)) + paxos.ForcedVersions
+	r.Ballot.Epoch = next + r.Ballot.Epoch%paxos.ForcedVersions
 	if mutant.On("timid-force") {
 		r.Config.Version++
 		return r, nil
 	}
-	r.Config.Version = next + r.Config.Version%forcedVersions
+	r.Config.Version = next + r.Config.Version%paxos.ForcedVersions
 	return r, nil
 }
 

@@ -49,23 +49,13 @@ func TestHazardLossOfQuorumIsNotTheEnd(t *testing.T) {
 	h2.flush(t, h2.put(t, "c"))
 
 	// The others come back, first without being able to meet a member.
-	for _, o := range []int{1, 3} {
-		for _, n := range []int{0, 2} {
-			p.net.Cut(p.nodes[n].id, p.nodes[o].id)
-			p.net.Cut(p.nodes[o].id, p.nodes[n].id)
-		}
-	}
+	p.apart(true, []int{0, 2}, []int{1, 3})
 	p.nodes[0].start()
 	p.nodes[2].start()
 	p.reach(p.nodes[0], p.nodes[2])
 	_, err = openFor(p.nodes[0], func(c *ProposerConfig) { c.AtLeast = r.Config.Version })
 	wantKind(t, err, fault.Unavailable)
-	for _, o := range []int{1, 3} {
-		for _, n := range []int{0, 2} {
-			p.net.Heal(p.nodes[n].id, p.nodes[o].id)
-			p.net.Heal(p.nodes[o].id, p.nodes[n].id)
-		}
-	}
+	p.apart(false, []int{0, 2}, []int{1, 3})
 	p.nodes[0].left()
 	p.nodes[2].left()
 	h2.flush(t, h2.put(t, "d"))
@@ -167,12 +157,7 @@ func TestForcedBallotIsNotOutbidByThoseGivenUp(t *testing.T) {
 	h2 := p.nodes[3].open()
 	h2.flush(t, h2.put(t, "b"))
 	h2.Close()
-	for _, n := range []int{0, 1} {
-		for _, o := range []int{2, 3} {
-			p.net.Cut(p.nodes[n].id, p.nodes[o].id)
-			p.net.Cut(p.nodes[o].id, p.nodes[n].id)
-		}
-	}
+	p.apart(true, []int{0, 1}, []int{2, 3})
 	p.nodes[0].start()
 	p.nodes[1].start()
 	p.reach(p.nodes[0], p.nodes[1])
@@ -183,14 +168,55 @@ func TestForcedBallotIsNotOutbidByThoseGivenUp(t *testing.T) {
 	}
 	_, err = openFor(p.nodes[0], func(*ProposerConfig) {})
 	wantKind(t, err, fault.Unavailable)
-	for _, n := range []int{0, 1} {
-		for _, o := range []int{2, 3} {
-			p.net.Heal(p.nodes[n].id, p.nodes[o].id)
-			p.net.Heal(p.nodes[o].id, p.nodes[n].id)
-		}
-	}
+	p.apart(false, []int{0, 1}, []int{2, 3})
 	p.reach(p.nodes[0], p.nodes[2])
 	h3 := p.nodes[0].open()
 	h3.want(t, "a b")
 	h3.flush(t, h3.put(t, "c"))
+}
+
+// apart cuts, or heals, the ways between the nodes of the one side and of the other.
+func (p *testPool) apart(cut bool, one, other []int) {
+	for _, a := range one {
+		for _, b := range other {
+			for _, w := range [][2]int{{a, b}, {b, a}} {
+				if cut {
+					p.net.Cut(p.nodes[w[0]].id, p.nodes[w[1]].id)
+				} else {
+					p.net.Heal(p.nodes[w[0]].id, p.nodes[w[1]].id)
+				}
+			}
+		}
+	}
+}
+
+// Three of seven go on, and the one of them from whose log they do dies at once. The
+// other two are a majority of those who went on.
+func TestForcedConfigurationIsKnownToItsVoters(t *testing.T) {
+	p := newTestPool(t, 8)
+	p.create(7)
+	h := p.nodes[0].open()
+	h.allDurable(t, h.put(t, "a"))
+	h.Close()
+	var voters []Member
+	for i, n := range p.nodes[:7] {
+		if i < 4 {
+			n.crash(true, 0)
+		} else {
+			p.reach(p.nodes[7], n)
+			voters = append(voters, n.member())
+		}
+	}
+	if _, err := Recover(within(t), p.nodes[7].link, p.ids(), testGroup, voters[0], voters, p.nodes[7].boot); err != nil {
+		t.Fatal(err)
+	}
+	p.nodes[4].crash(true, 0)
+	for _, i := range []int{5, 6} { // it is durable
+		p.nodes[i].crash(true, 0)
+		p.nodes[i].start()
+		p.reach(p.nodes[7], p.nodes[i])
+	}
+	h2 := p.nodes[7].open()
+	h2.want(t, "a")
+	h2.flush(t, h2.put(t, "b"))
 }

@@ -209,3 +209,50 @@ func TestForcedConfigurationVoidsTheLog(t *testing.T) {
 		t.Fatalf("chosen %d of %d by %v", h2.core.Commit(), h2.core.Next()-1, h2.core.Config())
 	}
 }
+
+// A member that was given up answers the first to open the group since, perhaps from the
+// same node. What it has beyond the survivor was given up, however it came to have it.
+func TestHazardWhatWasGivenUpComesBack(t *testing.T) {
+	const forced = 7 * ForcedVersions
+	old := testConfig(3, testMember(1, Voter), testMember(2, Voter), testMember(4, Voter))
+	one := testConfig(forced+3, testMember(1, Voter))
+	two := testConfig(forced+3, testMember(1, Voter), testMember(2, Voter))
+	b := func(epoch uint64) Ballot { return Ballot{Epoch: epoch, Node: ident.NodeID{byte(epoch)}} }
+	survivor := func(c Config) *Promise {
+		return &Promise{Checkpoint: Checkpoint{80, nil, c}, Runs: []Run{{81, 84, b(1)}}, Commit: 82}
+	}
+	for _, c := range []struct {
+		name            string
+		in              Config
+		other           int
+		has             *Promise
+		upTo, recovered uint64
+	}{
+		{"an entry more", one, 4, &Promise{Checkpoint: Checkpoint{80, nil, old}, Runs: []Run{{81, 85, b(1)}}, Commit: 85}, 80, 84},
+		{"another entry in its place", one, 4, &Promise{Checkpoint: Checkpoint{80, nil, old}, Runs: []Run{{81, 84, b(2)}}}, 80, 84},
+		{"a later checkpoint", one, 4, &Promise{Checkpoint: Checkpoint{100, nil, old}, Commit: 100}, 80, 84},
+		{"an opening that found less", one, 4, &Promise{Checkpoint: Checkpoint{80, nil, old}, Cuts: []Cut{{b(2), 82}}, Commit: 82}, 80, 84},
+		{"what came afterwards", one, 4, &Promise{Checkpoint: Checkpoint{80, nil, old}, Runs: []Run{{81, 86, b(forced + 1)}, {87, 90, b(1)}}}, 80, 86},
+		{"a later checkpoint of one who goes on too", two, 2, &Promise{Checkpoint: Checkpoint{100, nil, old}, Runs: []Run{{101, 103, b(1)}}}, 100, 103},
+	} {
+		o := NewOpening(b(forced + 9))
+		o.Add(testMember(c.other, Voter), c.has)
+		o.Add(testMember(1, Voter), survivor(c.in))
+		if !o.Done() {
+			t.Errorf("%s: it waits for %v", c.name, o.Ask())
+			continue
+		}
+		plan := o.Plan()
+		if plan.Checkpoint.UpTo != c.upTo || !plan.Checkpoint.Config.Equal(c.in) || plan.Recovered != c.recovered {
+			t.Errorf("%s: goes on from slot %d after checkpoint %d with %v", c.name, plan.Recovered, plan.Checkpoint.UpTo, plan.Checkpoint.Config)
+		}
+		if n := len(plan.Segments); n == 0 || plan.Segments[n-1].To != c.recovered {
+			t.Errorf("%s: %+v", c.name, plan.Segments)
+		}
+		for _, s := range plan.Segments {
+			if c.in.Equal(one) && s.Ballot.Epoch < forced && (len(s.Sources) != 1 || !s.Sources[0].Same(testMember(1, Voter))) {
+				t.Errorf("%s: %+v", c.name, s)
+			}
+		}
+	}
+}

@@ -81,11 +81,12 @@ func (o *Opening) required() []Config {
 		met = append(met, known{c, chosen})
 	}
 	var cuts []Cut
-	for _, pr := range o.promises {
+	promises := o.counted()
+	for _, pr := range promises {
 		cuts = addCuts(cuts, pr.p.Cuts)
 	}
-	for i, s := range o.alive(cuts) {
-		p := o.promises[i].p
+	for i, s := range alive(promises, cuts) {
+		p := promises[i].p
 		meet(p.Checkpoint.Config, true)
 		for _, c := range p.Configs {
 			if n := len(s.runs); n > 0 && c.Slot <= s.runs[n-1].To {
@@ -253,7 +254,8 @@ func (s *source) at(slot uint64) (full bool, to uint64) {
 // plan returns nil if an entry that may have been chosen has no source with data.
 func (o *Opening) plan(req []Config) *Plan {
 	plan := &Plan{Ballot: o.ballot}
-	for i, pr := range o.promises {
+	promises := o.counted()
+	for i, pr := range promises {
 		if i == 0 || pr.p.Checkpoint.UpTo > plan.Checkpoint.UpTo ||
 			pr.p.Checkpoint.UpTo == plan.Checkpoint.UpTo && pr.p.Checkpoint.Config.Version > plan.Checkpoint.Config.Version {
 			plan.Checkpoint = pr.p.Checkpoint
@@ -261,7 +263,12 @@ func (o *Opening) plan(req []Config) *Plan {
 		plan.Cuts = addCuts(plan.Cuts, pr.p.Cuts)
 		plan.Commit = max(plan.Commit, pr.p.Commit)
 	}
-	sources := o.alive(plan.Cuts)
+	for _, pr := range promises { // a forced configuration is in force whatever slots a checkpoint covers
+		if c := pr.p.Checkpoint.Config; c.Version > plan.Checkpoint.Config.Version {
+			plan.Checkpoint.Config = c
+		}
+	}
+	sources := alive(promises, plan.Cuts)
 	plan.Recovered = plan.Checkpoint.UpTo
 	for {
 		seg, ok := o.segment(req, sources, plan.Recovered+1)
@@ -283,9 +290,9 @@ func (o *Opening) plan(req []Config) *Plan {
 }
 
 // alive lists what no cut has killed.
-func (o *Opening) alive(cuts []Cut) []source {
+func alive(promises []promised, cuts []Cut) []source {
 	var out []source
-	for _, pr := range o.promises {
+	for _, pr := range promises {
 		s := source{from: pr.from, bare: pr.p.Witness && !mutant.On("witness-source"), full: pr.p.Full}
 		for _, r := range pr.p.Runs {
 			for _, c := range cuts {

@@ -43,27 +43,3 @@ func (t Tomb) Revive(b Ballot, c Checkpoint, witness bool) (Hard, Status) {
 	}
 	return h, OK
 }
-
-// Force puts c in force at this member by the word of a person, who holds that the
-// quorum is gone for good: its majorities alone count from now on, here and
-// wherever it is met, since no other configuration has so high a version. What is
-// here is taken for chosen once the next holder has proposed it again.
-// Everything received must be durable before; the shell persists the
-// result and then calls Forced. Fenced: b is not above the promise.
-func (a *Acceptor) Force(m Member, b Ballot, c Config) (Hard, Status) {
-	at := c.Find(m.Node, m.Brick)
-	switch {
-	case !a.promised.Less(b):
-		return Hard{}, Fenced
-	case at < 0 || c.Members[at].Role != Voter || a.witness || c.Sound() != nil || c.Version <= a.Config().Version:
-		return Hard{}, Removed
-	}
-	a.promised = b
-	h := a.Hard()
-	h.Checkpoint.Config = c
-	return h, OK
-}
-
-// Forced tells that the stable store holds what Force returned. A checkpoint
-// taken meanwhile stays.
-func (a *Acceptor) Forced(h Hard) { a.ckpt.Config = h.Checkpoint.Config }
