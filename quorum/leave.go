@@ -2,9 +2,12 @@ package quorum
 
 import (
 	"context"
+	"errors"
+	"slices"
 
 	"github.com/gabion-storage/gabion/internal/fault"
 	"github.com/gabion-storage/gabion/internal/ident"
+	"github.com/gabion-storage/gabion/internal/mutant"
 	"github.com/gabion-storage/gabion/quorum/paxos"
 )
 
@@ -118,4 +121,51 @@ func (a *Acceptors) revive(b *brick, m *installCall) (paxos.Status, Ballot, erro
 		return paxos.Broken, Ballot{}, err
 	}
 	return paxos.OK, m.ballot, nil
+}
+
+// expel sees to it that m has no copy that a forced recovery gave up: what its checkpoint
+// covers is not what the group has in those slots. Nothing is asked of groups that were never
+// recovered so.
+func (p *Proposer) expel(ctx context.Context, m Member) error {
+	p.mu.Lock()
+	call := configCall{group: p.cfg.Group, brick: m.Brick, ballot: p.core.Ballot(), config: p.core.Config()}
+	p.mu.Unlock()
+	if ForcedVersion(call.config.Version) == 0 || mutant.On("feed-given-up") {
+		return nil
+	}
+	for {
+		err := p.expelOnce(ctx, m, &call)
+		if err == nil {
+			return nil
+		}
+		p.mu.Lock()
+		over := p.over()
+		p.mu.Unlock()
+		if over != nil {
+			return over
+		}
+		if ended := pause(ctx, AskInterval); ended != nil {
+			return errors.Join(ended, err)
+		}
+	}
+}
+
+// expelOnce looks, and tells a copy that is too old to leave.
+func (p *Proposer) expelOnce(ctx context.Context, m Member, call *configCall) error {
+	found, err := inspect(ctx, p.cfg.Transport, m.Node, p.cfg.Group)
+	if err != nil {
+		return err
+	}
+	if !slices.ContainsFunc(found, func(s Survivor) bool {
+		return s.Member.Brick == m.Brick && ForcedVersion(s.Config.Version) < ForcedVersion(call.config.Version)
+	}) {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, retireTimeout)
+	defer cancel()
+	reply, err := p.cfg.Transport.Call(ctx, m.Node, typeRetire, appendConfigCall(nil, call))
+	if err == nil && (len(reply) != 1 || reply[0] != byte(paxos.OK)) {
+		err = errors.New("it does not leave yet")
+	}
+	return err
 }

@@ -121,6 +121,9 @@ func (p *Proposer) feed(ctx context.Context, op string, m Member) error {
 	if err != nil {
 		return fault.Newf(fault.Timeout, op, m.Node.String(), "it is still leaving the group: %w", err)
 	}
+	if err := p.expel(ctx, m); err != nil {
+		return fault.Newf(fault.Timeout, op, m.Node.String(), "its copy is from before the group was recovered by force, and stays: %w", err)
+	}
 	p.mu.Lock()
 	p.core.AddLearner(m)
 	p.reconnect()

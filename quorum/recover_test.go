@@ -3,6 +3,7 @@ package quorum
 import (
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/gabion-storage/gabion/internal/fault"
 	"github.com/gabion-storage/gabion/internal/ident"
@@ -188,6 +189,57 @@ func (p *testPool) apart(cut bool, one, other []int) {
 			}
 		}
 	}
+}
+
+// One that was given up comes back with a checkpoint of slots that the survivor never had, and
+// is taken in again before it has learnt that it was given up. What is in these slots now
+// is what came since.
+func TestHazardGivenUpCheckpointIsNotTakenForOurs(t *testing.T) {
+	p := newTestPool(t, 4)
+	p.create(3)
+	h := p.nodes[0].open()
+	h.allDurable(t, h.put(t, "a"))
+	p.nodes[2].crash(true, 0)
+	for range 8 {
+		h.flush(t, h.put(t, "lost"))
+	}
+	ckpt, err := h.Checkpoint(h.Durable(), []byte("lost"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.flush(t, ckpt)
+	eventually(t, "a checkpoint at node 1", func() bool {
+		return p.nodes[1].acc.query(testGroup, ident.NodeID{}).upTo == ckpt-1
+	})
+	h.Close()
+	p.nodes[0].crash(true, 0)
+	p.nodes[1].crash(true, 0)
+	p.nodes[2].start()
+	p.reach(p.nodes[3], p.nodes[2])
+	one := []Member{p.nodes[2].member()}
+	if _, err := Recover(within(t), p.nodes[3].link, p.ids(), testGroup, one[0], one, p.nodes[3].boot); err != nil {
+		t.Fatal(err)
+	}
+	h2 := p.nodes[3].open()
+	h2.want(t, "a")
+	for h2.Next() <= ckpt {
+		h2.flush(t, h2.put(t, "b"))
+	}
+	want := h2.texts()
+	for slot := h2.rec.Checkpoint.UpTo + uint64(len(h2.rec.Entries)) + 1; slot < h2.Next(); slot++ {
+		want += " b"
+	}
+	p.nodes[1].belongDelay = time.Hour // it does not ask by itself
+	p.nodes[1].start()
+	p.reach(p.nodes[3], p.nodes[1])
+	for _, n := range []int{1, 3} {
+		if err := h2.Join(within(t), p.nodes[n].member()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h2.Close()
+	p.nodes[2].crash(false, 0)
+	p.nodes[3].open().want(t, want)
 }
 
 // Three of seven go on, and the one of them from whose log they do dies at once. The
