@@ -22,13 +22,13 @@ const (
 	paceFall    = 0.8
 	// paceGoal is how many times its undisturbed value the tail of the foreground's
 	// flushes may be, and paceSlack a difference that nobody minds.
-	paceGoal  = 1.75
+	paceGoal  = 1.6
 	paceSlack = 100 * time.Microsecond
 	// paceHalf is the part of what could be reached below which redundancy comes back late, half of it with the
 	// stops: the tail may then be paceMost times its undisturbed value, and the rate rises twice as fast. Above paceFair it rises by a
 	// fifth of that: what is gained there is hardly missed, and the tail grows fastest.
 	paceHalf = 0.55
-	paceMost = 2
+	paceMost = 1.9
 	paceFair = 0.65
 	// paceTail is the quantile that counts: one flush in a hundred may be slower.
 	paceTail = 0.99

@@ -299,10 +299,10 @@ func TestPacerClaimsHalf(t *testing.T) {
 		want  float64 // of what the rate was
 	}{
 		"below half, calm":      {0.4, 1, 1 + 2*paceGain},
-		"below half, disturbed": {0.4, 1.95, 1 + 2*paceGain},
+		"below half, disturbed": {0.4, 1.85, 1 + 2*paceGain},
 		"below half, too much":  {0.4, 2.5, paceFall},
 		"half, calm":            {0.55, 1, 1 + paceGain},
-		"half, disturbed":       {0.55, 1.95, paceFall},
+		"half, disturbed":       {0.55, 1.85, paceFall},
 		"more than that, calm":  {0.8, 1, 1 + paceGain/5},
 		"far more and too much": {0.8, 1.95, paceFall},
 	} {
