@@ -134,12 +134,12 @@ func (n *Nexus) Close(done func()) {
 		lu.enforce()
 	}
 	lu.mu.Unlock()
-	n.cancel()
 	lu.abort(func(c *Command) bool { return c.t.n == n }, func(int) {
 		if done != nil {
 			done()
 		}
 	})
+	n.cancel() // what this ends is aborted by now, and tells no error of its own
 }
 
 // AbortTask is the task management function ABORT TASK. done runs once, with
