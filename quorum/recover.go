@@ -174,13 +174,9 @@ func Recover(ctx context.Context, t link.Transport, nodes []ident.NodeID, group 
 		return Recovery{}, fault.Newf(fault.Unavailable, op, group.String(), "node %s: %v", from.Node.Short(), status)
 	}
 	for _, s := range ss {
-		call := configCall{group: group, brick: s.Member.Brick, ballot: r.Ballot, config: r.Config}
-		switch i := r.Config.Find(s.Member.Node, s.Member.Brick); {
-		case i < 0:
+		if r.Config.Find(s.Member.Node, s.Member.Brick) < 0 {
+			call := configCall{group: group, brick: s.Member.Brick, ballot: r.Ballot, config: r.Config}
 			_, _ = t.Call(ctx, s.Member.Node, typeRetire, appendConfigCall(nil, &call)) // it asks by itself otherwise
-		case !s.Member.Same(from) && !mutant.On("force-one"):
-			// Lest nobody knows of it who is left when from dies. Otherwise it learns of the next one.
-			_, _ = t.Call(ctx, s.Member.Node, typeForce, appendConfigCall(nil, &call))
 		}
 	}
 	return r, nil

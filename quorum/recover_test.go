@@ -242,33 +242,41 @@ func TestHazardGivenUpCheckpointIsNotTakenForOurs(t *testing.T) {
 	p.nodes[3].open().want(t, want)
 }
 
-// Three of seven go on, and the one of them from whose log they do dies at once. The
-// other two are a majority of those who went on.
-func TestForcedConfigurationIsKnownToItsVoters(t *testing.T) {
+// Three of seven go on, from the log of the one that has most. It dies before anybody has opened the
+// group: the other two are a majority of those who go on, but without it they do not have
+// what the recovery was said to keep.
+func TestForcedRecoveryGoesOnFromItsSurvivor(t *testing.T) {
 	p := newTestPool(t, 8)
 	p.create(7)
 	h := p.nodes[0].open()
 	h.allDurable(t, h.put(t, "a"))
+	p.nodes[5].crash(true, 0)
+	p.nodes[6].crash(true, 0)
+	slot := h.put(t, "b")
+	h.flush(t, slot)
+	eventually(t, "node 4 in step", func() bool { return h.Status()[4].Durable >= slot })
 	h.Close()
-	var voters []Member
-	for i, n := range p.nodes[:7] {
-		if i < 4 {
-			n.crash(true, 0)
-		} else {
-			p.reach(p.nodes[7], n)
-			voters = append(voters, n.member())
-		}
+	for i := range 4 {
+		p.nodes[i].crash(true, 0)
 	}
-	if _, err := Recover(within(t), p.nodes[7].link, p.ids(), testGroup, voters[0], voters, p.nodes[7].boot); err != nil {
-		t.Fatal(err)
+	var voters []Member
+	for i := 4; i < 7; i++ {
+		if i > 4 {
+			p.nodes[i].start()
+		}
+		p.reach(p.nodes[7], p.nodes[i])
+		voters = append(voters, p.nodes[i].member())
+	}
+	r, err := Recover(within(t), p.nodes[7].link, p.ids(), testGroup, voters[0], voters, p.nodes[7].boot)
+	if err != nil || r.Kept < slot {
+		t.Fatalf("%+v %v", r, err)
 	}
 	p.nodes[4].crash(true, 0)
-	for _, i := range []int{5, 6} { // it is durable
-		p.nodes[i].crash(true, 0)
-		p.nodes[i].start()
-		p.reach(p.nodes[7], p.nodes[i])
-	}
+	_, err = openFor(p.nodes[7], func(c *ProposerConfig) { c.AtLeast = r.Config.Version })
+	wantKind(t, err, fault.Unavailable)
+	p.nodes[4].start()
+	p.reach(p.nodes[7], p.nodes[4])
 	h2 := p.nodes[7].open()
-	h2.want(t, "a")
-	h2.flush(t, h2.put(t, "b"))
+	h2.want(t, "a b")
+	h2.flush(t, h2.put(t, "c"))
 }

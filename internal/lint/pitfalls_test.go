@@ -45,7 +45,7 @@ var pitfalls = []struct{ what, tests, without string }{
 	{"two names born apart", "TestHazardSplitBirth TestBirthIsIdempotentAndDropIsForEver", ""},
 	{"a ghost write", "TestHazardGhostWrite TestGhostIsKnownByAnOlderCut", ""},
 	{"shrinking and growing again", "TestHazardShrinkThenGrow TestHazardRemovedMemberVotes TestHazardLateWordToLeave", ""},
-	{"a lost quorum without a way out", "TestHazardLossOfQuorumIsNotTheEnd TestForcedConfigurationOutlivesItsRivals TestForcedConfigurationIsKnownToItsVoters TestHazardWhatWasGivenUpComesBack TestHazardGivenUpCheckpointIsNotTakenForOurs", ""},
+	{"a lost quorum without a way out", "TestHazardLossOfQuorumIsNotTheEnd TestForcedConfigurationOutlivesItsRivals TestForcedRecoveryGoesOnFromItsSurvivor TestHazardWhatWasGivenUpComesBack TestHazardGivenUpCheckpointIsNotTakenForOurs", ""},
 	{"maintenance by all at once", "TestHazardDuellingMaintenance TestDuellingOpenersEnd", ""},
 	{"absence taken for deletion, deletion for absence", "TestPitfallAbsentNodeResurrectsNothing TestTombstoneGoesWhenAllNodesSwept TestLostNodesHoldNoTombstones TestEviction", ""},
 	{"bookkeeping by block", "TestFewFilesOpen TestIdlePool TestHazardBookkeepingByBlock", "what is measured is a bound: messages, files and bytes"},

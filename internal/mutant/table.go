@@ -69,7 +69,6 @@ var All = []Mutation{
 	{Name: "shrink-first", In: "quorum", Breaks: "a replacement is a removal, then a joining", Tests: []string{"TestHazardShrinkThenGrow"}},
 	{Name: "stay-forever", In: "quorum", Breaks: "a member that was not told to leave never asks", Tests: []string{"TestReplacedMemberThatWasAwayLeaves"}},
 	{Name: "feed-given-up", In: "quorum", Breaks: "a copy that a forced recovery gave up is fed as it is", Tests: []string{"TestHazardGivenUpCheckpointIsNotTakenForOurs"}},
-	{Name: "force-one", In: "quorum", Breaks: "only the survivor whose log is continued learns of the forced configuration", Tests: []string{"TestForcedConfigurationIsKnownToItsVoters"}},
 	{Name: "swap-early", In: "quorum", Breaks: "a configuration is proposed before its members have caught up", Tests: []string{"TestPitfallNewMemberCountsTooEarly"}},
 	{Name: "timid-force", In: "quorum", Breaks: "a forced configuration is only one version ahead", Tests: []string{"TestForcedConfigurationOutlivesItsRivals"}},
 	{Name: "older-survivor", In: "quorum", Breaks: "a survivor that met an older ballot comes last, whatever checkpoint it has", Tests: []string{"TestSurvivorWithTheNewestCheckpointComesFirst"}},
