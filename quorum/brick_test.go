@@ -284,3 +284,33 @@ func errFullJournal(n *testNode) error {
 	_, err := n.journal.Append(make([]byte, 40<<10))
 	return err
 }
+
+// While the end of a group is being written, a power cut may still undo it: until then its
+// part of the journal stays. And whatever makes a record needless is durable before it goes.
+func TestJournalIsNotTrimmedBeforeItsEndIsDurable(t *testing.T) {
+	p := newTestPool(t, 1)
+	p.create(1)
+	n := p.nodes[0]
+	h := n.open()
+	h.flush(t, h.put(t, "a", "b"))
+	h.Close()
+	g := n.acc.group(testGroup, n.brick)
+	_, next, _ := n.journal.Live()
+	g.mu.Lock()
+	oldest, ok := g.core.OldestPos()
+	g.dropped = true // as dropOn and leave do before they write it down
+	g.mu.Unlock()
+	if floor := floorOf([]*group{g}, next); !ok || floor > oldest {
+		t.Errorf("the journal is trimmed to %d, the group's oldest record is at %d", floor, oldest)
+	}
+	if _, err := n.journal.Append([]byte("not synced")); err != nil {
+		t.Fatal(err)
+	}
+	before := n.journal.Syncs()
+	if err := trim(g.brick, []*group{g}, oldest); err != nil || n.journal.Syncs() == before {
+		t.Errorf("trimmed without a sync: %v", err)
+	}
+	g.mu.Lock()
+	g.dropped = false
+	g.mu.Unlock()
+}

@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/gabion-storage/gabion/internal/mutant"
 	"github.com/gabion-storage/gabion/quorum/paxos"
 )
 
@@ -152,8 +153,7 @@ func (g *group) truncate() {
 }
 
 // forward trims the journal to its oldest live entry and, if too much is pinned
-// by few old entries, copies those to the end first. A copy must be
-// durable before its original may go.
+// by few old entries, copies those to the end first.
 func forward(b *brick, groups []*group) error {
 	oldest, next, limit := b.j.Live()
 	floor := floorOf(groups, next)
@@ -184,15 +184,18 @@ func forward(b *brick, groups []*group) error {
 	if moved == 0 {
 		return nil
 	}
-	if err := syncNow(b.j); err != nil {
-		return err
-	}
 	return trim(b, groups, floorOf(groups, next))
 }
 
-// trim lets the journal before floor go. What only an opening's record there
-// tells goes to the stable store first.
+// trim lets the journal before floor go. What makes it needless must be durable first: a copy, an
+// entry taken again at a higher ballot, an opening that cut it off. What only an opening's
+// record there tells goes to the stable store.
 func trim(b *brick, groups []*group, floor int64) error {
+	if !mutant.On("trim-early") {
+		if err := syncNow(b.j); err != nil {
+			return err
+		}
+	}
 	for _, g := range groups {
 		g.mu.Lock()
 		pos, ok := g.core.OpenPos()
@@ -209,14 +212,24 @@ func trim(b *brick, groups []*group, floor int64) error {
 	return nil
 }
 
-// floorOf is the oldest position that any group needs, or next.
+// floorOf is the oldest position that any group needs, or next. A group that is being dropped, or
+// left, needs its own until that is durable; then it is no longer among the groups.
 func floorOf(groups []*group, next int64) int64 {
 	for _, g := range groups {
 		g.mu.Lock()
-		if pos, ok := g.core.OldestPos(); ok && !g.dropped && pos < next {
-			next = pos
-		}
+		pos, ok := g.core.OldestPos()
+		opened, held := g.core.OpenPos()
+		ended := g.dropped
 		g.mu.Unlock()
+		if ended && mutant.On("trim-dropped") {
+			continue
+		}
+		if ok {
+			next = min(next, pos)
+		}
+		if held && ended { // it is not persisted any more
+			next = min(next, opened)
+		}
 	}
 	return next
 }

@@ -70,6 +70,8 @@ var All = []Mutation{
 	{Name: "stay-forever", In: "quorum", Breaks: "a member that was not told to leave never asks", Tests: []string{"TestReplacedMemberThatWasAwayLeaves"}},
 	{Name: "feed-given-up", In: "quorum", Breaks: "a copy that a forced recovery gave up is fed as it is", Tests: []string{"TestHazardGivenUpCheckpointIsNotTakenForOurs"}},
 	{Name: "swap-early", In: "quorum", Breaks: "a configuration is proposed before its members have caught up", Tests: []string{"TestPitfallNewMemberCountsTooEarly"}},
+	{Name: "trim-dropped", In: "quorum", Breaks: "the journal of a group that is being dropped goes before that is durable", Tests: []string{"TestJournalIsNotTrimmedBeforeItsEndIsDurable"}},
+	{Name: "trim-early", In: "quorum", Breaks: "journal records go before what makes them needless is durable", Tests: []string{"TestJournalIsNotTrimmedBeforeItsEndIsDurable"}},
 	{Name: "timid-force", In: "quorum", Breaks: "a forced configuration is only one version ahead", Tests: []string{"TestForcedConfigurationOutlivesItsRivals"}},
 	{Name: "older-survivor", In: "quorum", Breaks: "a survivor that met an older ballot comes last, whatever checkpoint it has", Tests: []string{"TestSurvivorWithTheNewestCheckpointComesFirst"}},
 	{Name: "ack-at-one", In: "quorum/paxos", Breaks: "an opening asks one voter", Tests: []string{"quorum.TestHazardAcknowledgeWithOneCopy"}, Core: 1, Whole: 1, Only: "takeover,isolate"},
