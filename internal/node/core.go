@@ -67,6 +67,7 @@ type Core struct {
 	ctx       context.Context
 	cancel    context.CancelFunc
 	wg        sync.WaitGroup
+	ending    sync.Mutex    // while ctx ends, and while spawn joins wg
 	resigned  atomic.Bool   // this node is being drained
 	resigning sync.Mutex    // while the manager is told
 	changed   chan struct{} // this node's record may not be true any more
@@ -140,8 +141,25 @@ func (c *Core) Start(ctx context.Context) error {
 func (c *Core) Close() {
 	c.Manager.Close()
 	c.Extents.Close()
+	c.end()
+}
+
+// end ends the background work and waits for it.
+func (c *Core) end() {
+	c.ending.Lock()
 	c.cancel()
+	c.ending.Unlock()
 	c.outlast(c.wg.Wait)
+}
+
+// spawn runs f, and Close waits for it. Once Close does, f is not run: bricks break and the
+// pool's state changes at any time.
+func (c *Core) spawn(f func()) {
+	c.ending.Lock()
+	defer c.ending.Unlock()
+	if c.ctx.Err() == nil {
+		c.wg.Go(f)
+	}
 }
 
 // hungMax is how long the end of a node waits for what may hang in a disk.
@@ -192,7 +210,7 @@ func (c *Core) BrickBroke(id ident.BrickID) {
 		if b.ID() == id && b.Hung() {
 			c.Extents.SetBrickDown(id)
 			if u, ok := c.cfg.Transport.(link.Unsticker); ok {
-				c.wg.Go(func() { u.Unstick(unstickGrace) })
+				c.spawn(func() { u.Unstick(unstickGrace) })
 			}
 		}
 	}

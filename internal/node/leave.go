@@ -23,7 +23,7 @@ func (c *Core) follow(st *pool.State) {
 		return
 	}
 	c.cfg.Log.Info("standing in the pool changed", "standing", string(me.Standing))
-	c.wg.Go(func() { // one after the other, and each by the newest word
+	c.spawn(func() { // one after the other, and each by the newest word
 		c.resigning.Lock()
 		defer c.resigning.Unlock()
 		c.Manager.Resign(c.resigned.Load())
