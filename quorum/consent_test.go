@@ -2,6 +2,7 @@ package quorum
 
 import (
 	"context"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -123,3 +124,65 @@ func TestUnchosenMembersDoNotHideTheHolder(t *testing.T) {
 	}
 	d.open().want(t, "a b")
 }
+
+// Two open at once, and the slower one has the promise of one member. It gets no further, since
+// the other has a majority; and that one is not thrown out when it is at work. The member is one
+// that answers late, or the opener's own.
+func TestStrayPromiseOfALateMember(t *testing.T)  { openPastStray(t, 1) }
+func TestStrayPromiseOfTheOwnMember(t *testing.T) { openPastStray(t, 0) }
+
+// openPastStray has a node open the group, with a promise to another one at the member `at` that
+// is made while the second member is being asked for its promise, which then does nothing for a
+// while.
+func openPastStray(t *testing.T, at int) {
+	p := newTestPool(t, 4)
+	p.create(3)
+	a, c, d := p.nodes[0], p.nodes[2], p.nodes[3]
+	for _, n := range p.nodes[:3] {
+		p.reach(a, n)
+	}
+	first := c.open()
+	first.flush(t, first.put(t, "a"))
+	first.Close()
+	late := p.nodes[1]
+	claimed := func() bool { // until then it is the survey that asks
+		a.acc.mu.RLock()
+		defer a.acc.mu.RUnlock()
+		return a.acc.epochs[testGroup] > 0
+	}
+	var strayed atomic.Bool
+	late.mayLive = func(ident.NodeID) bool {
+		if claimed() && !strayed.Swap(true) {
+			d.stray(p.nodes[at], 9)
+			g := late.acc.group(testGroup, late.brick)
+			g.mu.Lock()
+			<-time.After(slowMember)
+			g.mu.Unlock()
+		}
+		return true
+	}
+	h, err := a.tryOpen(func(cfg *ProposerConfig) { cfg.Over = first.Ballot() })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strayed.Load() {
+		t.Fatal("nobody else had a promise")
+	}
+	h.want(t, "a")
+	slot := h.put(t, "b")
+	h.flush(t, slot)
+	fenced := func() *Ballot {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		return h.fenced
+	}
+	eventually(t, "all members with it", func() bool {
+		return fenced() != nil || !slices.ContainsFunc(h.Status(), func(m MemberStatus) bool { return m.Durable < slot })
+	})
+	if by := fenced(); by != nil {
+		t.Fatalf("fenced by %v, whose opening got nowhere", by)
+	}
+}
+
+// slowMember is for how long a member keeps others waiting, who have their majority without it.
+const slowMember = 20 * time.Millisecond

@@ -35,6 +35,10 @@ const everybodyInterval = 3 * time.Second
 // consentMax bounds the wait for a holder's word that it let go.
 const consentMax = 300 * time.Millisecond
 
+// restMax bounds how long an opening that has its majority waits for the other members that
+// are connected. See learning.pending.
+const restMax = 100 * time.Millisecond
+
 // duelDelayMax bounds the random wait after another opener got ahead.
 const duelDelayMax = 100 * time.Millisecond
 
@@ -43,7 +47,7 @@ const duelDelayMax = 100 * time.Millisecond
 // majority. Members that do not answer are asked again until ctx ends. Kinds:
 // Busy (the holder may be alive; Subject is its node id), NotFound (every seed
 // answered and none has the group), Unavailable (no majority answered in time),
-// Fenced (another opener won).
+// Fenced (another opener won, with Force).
 func Open(ctx context.Context, cfg ProposerConfig) (*Proposer, *Recovered, error) {
 	const op = "quorum.open"
 	if cfg.Log == nil {
@@ -126,17 +130,32 @@ func (o *opener) attempt(ctx context.Context) (*Proposer, *Recovered, error) {
 	p := newProposer(o.cfg, core)
 	seen, last := core.Commit(), core.Next()-1
 	p.pump()
-	if err := p.until(ctx, func() bool {
+	err = p.until(ctx, func() bool {
 		if c := core.Commit(); c != seen {
 			seen = c
 			o.cfg.OnOpening()
 		}
 		return seen >= last
-	}); err != nil {
+	})
+	if o.overtaken(ballot, err) {
+		err = errBehind
+	}
+	if err != nil {
 		p.Close()
 		return nil, nil, err
 	}
 	return p, p.begin(), nil
+}
+
+// overtaken tells whether the opening with ballot b, which ended with err, met a higher ballot, or
+// a member on this node has promised one. Since the proposer of b is known, such a member
+// objects to others; until then it let them in. Whoever was faster may have got no further: the
+// next survey tells. With Force nobody asks.
+func (o *opener) overtaken(b Ballot, err error) bool {
+	if o.cfg.Force || mutant.On("lost-to-nobody") {
+		return false
+	}
+	return fault.Is(err, fault.Fenced) || b.Less(o.cfg.Local.query(o.cfg.Group, o.cfg.Self).promised)
 }
 
 // begin ends the opening: from here on, callbacks are made.
@@ -279,58 +298,14 @@ func busy(holder ident.NodeID) error {
 
 // learn is phase 1 and the fetching of what it found.
 func (o *opener) learn(ctx context.Context, b Ballot) (*paxos.Plan, []Entry, error) {
-	opening := o.opening(b)
-	q := newAsking[prepareReply](ctx)
-	defer q.stop()
-	objections := make(map[Member]bool)
-	told := make(map[Member]Ballot) // by identity: that the holder of this one let go
-	var blocker ident.NodeID
-	var late <-chan time.Time // the others do not make up for an objection
+	l := &learning{opener: o, ballot: b, opening: o.opening(b), q: newAsking[prepareReply](ctx),
+		objections: make(map[Member]bool), told: make(map[Member]Ballot), answered: make(map[Member]bool)}
+	defer l.q.stop()
 	for {
-		for _, m := range opening.Ask() {
-			over := cmp.Or(told[identity(m)], o.ended(m))
-			q.ask(m, func(ctx context.Context) (prepareReply, error) { return o.prepare(ctx, m, b, over) })
+		if err := l.promises(ctx); err != nil {
+			return nil, nil, err
 		}
-		select {
-		case r := <-q.results:
-			switch {
-			case r.err != nil:
-				o.last = r.err
-				if r.value.status == paxos.Removed {
-					opening.Hint(r.value.left)
-				}
-			case r.value.status == paxos.OK:
-				opening.Add(r.from, &r.value.promise)
-			case r.value.status == paxos.Fenced:
-				return nil, nil, errBehind
-			case r.value.status == paxos.Busy:
-				// The survey asked the holders for whose sake members of the newest configuration
-				// object. If that one was never chosen, others decide.
-				if p := r.value.promised; told[r.from] != p && !mutant.On("consent-of-newest") && o.isOver(ctx, p) {
-					told[r.from] = p
-					q.again(r.from)
-					continue
-				} else if !o.voter(r.from) {
-					continue // its word does not count
-				}
-				objections[r.from] = true
-				blocker = r.value.promised.Node
-				if late == nil {
-					late = time.After(surveyMax)
-				}
-				if 2*len(objections) >= o.config.Voters() {
-					return nil, nil, busy(r.value.promised.Node)
-				}
-			}
-		case <-late:
-			return nil, nil, busy(blocker)
-		case <-ctx.Done():
-			return nil, nil, ctx.Err()
-		}
-		if !o.enough(opening, b) {
-			continue
-		}
-		plan := opening.Plan()
+		plan := l.opening.Plan()
 		entries, lost, err := o.fetchAll(ctx, plan)
 		if err == nil {
 			return plan, entries, nil
@@ -339,13 +314,107 @@ func (o *opener) learn(ctx context.Context, b Ballot) (*paxos.Plan, []Entry, err
 		// promise counts for nothing until it gives it; other majorities do.
 		o.last = err
 		for _, m := range lost {
-			opening.Remove(m)
-			q.again(m)
+			l.opening.Remove(m)
+			l.q.again(m)
 		}
 		if err := pause(ctx, AskInterval); err != nil {
 			return nil, nil, err
 		}
 	}
+}
+
+// learning is one phase 1. Its members are identities.
+type learning struct {
+	*opener
+	ballot     Ballot
+	opening    *paxos.Opening
+	q          *asking[prepareReply]
+	objections map[Member]bool
+	told       map[Member]Ballot // that the holder of this one let go
+	answered   map[Member]bool   // or failed to
+	blocker    ident.NodeID
+	late       <-chan time.Time // the others do not make up for an objection
+	rest       <-chan time.Time // see pending
+	rested     bool
+}
+
+// promises asks until those who promised decide.
+func (l *learning) promises(ctx context.Context) error {
+	for {
+		for _, m := range l.opening.Ask() {
+			over := cmp.Or(l.told[identity(m)], l.ended(m))
+			l.q.ask(m, func(ctx context.Context) (prepareReply, error) { return l.prepare(ctx, m, l.ballot, over) })
+		}
+		select {
+		case r := <-l.q.results:
+			if err := l.hear(ctx, r); err != nil {
+				return err
+			}
+		case <-l.rest:
+			l.rested = true
+		case <-l.late:
+			if !l.enough(l.opening, l.ballot) {
+				return busy(l.blocker)
+			}
+			l.rested = true
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		if !l.enough(l.opening, l.ballot) {
+			continue
+		}
+		if l.rested || !l.pending() {
+			return nil
+		}
+		if l.rest == nil {
+			l.rest = time.After(restMax)
+		}
+	}
+}
+
+// hear takes what one member said; an error ends the phase.
+func (l *learning) hear(ctx context.Context, r result[prepareReply]) error {
+	l.answered[r.from] = true
+	switch {
+	case r.err != nil:
+		l.last = r.err
+		if r.value.status == paxos.Removed {
+			l.opening.Hint(r.value.left)
+		}
+	case r.value.status == paxos.OK:
+		l.opening.Add(r.from, &r.value.promise)
+	case r.value.status == paxos.Fenced:
+		return errBehind
+	case r.value.status == paxos.Busy:
+		// The survey asked the holders for whose sake members of the newest configuration
+		// object. If that one was never chosen, others decide.
+		if p := r.value.promised; l.told[r.from] != p && !mutant.On("consent-of-newest") && l.isOver(ctx, p) {
+			l.told[r.from] = p
+			delete(l.answered, r.from)
+			l.q.again(r.from)
+			return nil
+		} else if !l.voter(r.from) {
+			return nil // its word does not count
+		}
+		l.objections[r.from] = true
+		l.blocker = r.value.promised.Node
+		if l.late == nil {
+			l.late = time.After(surveyMax)
+		}
+		if 2*len(l.objections) >= l.config.Voters() {
+			return busy(l.blocker)
+		}
+	}
+	return nil
+}
+
+// pending tells whether a member that is connected has not answered yet. It may have promised
+// to another opening that gets no further, because this one has a majority; that promise would
+// fence this one when it is at work, and nobody would hold the group.
+func (l *learning) pending() bool {
+	return !mutant.On("bare-majority") && slices.ContainsFunc(l.opening.Ask(), func(m Member) bool {
+		return !l.answered[identity(m)] && (m.Node == l.cfg.Self || l.cfg.Transport.Connected(m.Node))
+	})
 }
 
 // ended is the ballot for whose sake m objected, if its holder let go; else zero.

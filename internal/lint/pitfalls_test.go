@@ -46,7 +46,7 @@ var pitfalls = []struct{ what, tests, without string }{
 	{"a ghost write", "TestHazardGhostWrite TestGhostIsKnownByAnOlderCut", ""},
 	{"shrinking and growing again", "TestHazardShrinkThenGrow TestHazardRemovedMemberVotes TestHazardLateWordToLeave", ""},
 	{"a lost quorum without a way out", "TestHazardLossOfQuorumIsNotTheEnd TestForcedConfigurationOutlivesItsRivals TestForcedRecoveryGoesOnFromItsSurvivor TestHazardWhatWasGivenUpComesBack TestHazardGivenUpCheckpointIsNotTakenForOurs", ""},
-	{"maintenance by all at once", "TestHazardDuellingMaintenance TestDuellingOpenersEnd", ""},
+	{"maintenance by all at once", "TestHazardDuellingMaintenance TestDuellingOpenersEnd TestStrayPromiseOfALateMember TestStrayPromiseOfTheOwnMember", ""},
 	{"absence taken for deletion, deletion for absence", "TestPitfallAbsentNodeResurrectsNothing TestTombstoneGoesWhenAllNodesSwept TestLostNodesHoldNoTombstones TestEviction", ""},
 	{"bookkeeping by block", "TestFewFilesOpen TestIdlePool TestHazardBookkeepingByBlock", "what is measured is a bound: messages, files and bytes"},
 	{"strangers in the pool", "TestHazardStrangersInThePool TestBannedNodesAreCutOff TestVerifyRefusesForeignCertificates", ""},
