@@ -150,10 +150,14 @@ func openPastStray(t *testing.T, at int) {
 		defer a.acc.mu.RUnlock()
 		return a.acc.epochs[testGroup] > 0
 	}
-	var strayed atomic.Bool
+	var straying, strayed atomic.Bool
 	late.mayLive = func(ident.NodeID) bool {
-		if claimed() && !strayed.Swap(true) {
-			d.stray(p.nodes[at], 9)
+		if strayed.Load() {
+			<-time.After(slowMember) // no survey waits for it
+		}
+		if claimed() && !straying.Swap(true) {
+			d.stray(p.nodes[at], 1<<20) // not to be reached one by one
+			strayed.Store(true)
 			g := late.acc.group(testGroup, late.brick)
 			g.mu.Lock()
 			<-time.After(slowMember)

@@ -93,7 +93,8 @@ type opener struct {
 	cfg     ProposerConfig
 	over    map[Ballot]bool   // the holders of these are not at work
 	objects map[Member]Ballot // what each voter that objected had promised
-	highest Ballot            // met so far
+	highest Ballot            // met by the last survey
+	ahead   Ballot            // what an attempt lost to
 	config  Config
 	copies  []Config  // what else was named, and who named it
 	asked   time.Time // when everybody was, while some member was known
@@ -118,7 +119,11 @@ func (o *opener) attempt(ctx context.Context) (*Proposer, *Recovered, error) {
 	if err := o.survey(ctx); err != nil {
 		return nil, nil, err
 	}
-	ballot := o.cfg.Local.claim(o.cfg.Group, o.highest, o.cfg.Boot)
+	highest := o.highest // the survey need not have asked who is ahead
+	if highest.Less(o.ahead) && !mutant.On("forget-ahead") {
+		highest = o.ahead
+	}
+	ballot := o.cfg.Local.claim(o.cfg.Group, highest, o.cfg.Boot)
 	plan, entries, err := o.learn(ctx, ballot)
 	if err != nil {
 		return nil, nil, err
@@ -137,7 +142,7 @@ func (o *opener) attempt(ctx context.Context) (*Proposer, *Recovered, error) {
 		}
 		return seen >= last
 	})
-	if o.overtaken(ballot, err) {
+	if o.overtaken(p) {
 		err = errBehind
 	}
 	if err != nil {
@@ -147,15 +152,25 @@ func (o *opener) attempt(ctx context.Context) (*Proposer, *Recovered, error) {
 	return p, p.begin(), nil
 }
 
-// overtaken tells whether the opening with ballot b, which ended with err, met a higher ballot, or
-// a member on this node has promised one. Since the proposer of b is known, such a member
-// objects to others; until then it let them in. Whoever was faster may have got no further: the
-// next survey tells. With Force nobody asks.
-func (o *opener) overtaken(b Ballot, err error) bool {
+// overtaken tells whether p, which is being opened, has met a higher ballot, or a member on this
+// node has promised one. Since p is known, such a member objects to others; until then it let
+// them in. Whoever was faster may have got no further: the next survey tells. With Force nobody
+// asks.
+func (o *opener) overtaken(p *Proposer) bool {
 	if o.cfg.Force || mutant.On("lost-to-nobody") {
 		return false
 	}
-	return fault.Is(err, fault.Fenced) || b.Less(o.cfg.Local.query(o.cfg.Group, o.cfg.Self).promised)
+	p.mu.Lock()
+	by := p.core.Fenced()
+	p.mu.Unlock()
+	if mine := o.cfg.Local.query(o.cfg.Group, o.cfg.Self).promised; by.Less(mine) {
+		by = mine
+	}
+	if !p.Ballot().Less(by) {
+		return false
+	}
+	o.ahead = by
+	return true
 }
 
 // begin ends the opening: from here on, callbacks are made.
@@ -384,6 +399,7 @@ func (l *learning) hear(ctx context.Context, r result[prepareReply]) error {
 	case r.value.status == paxos.OK:
 		l.opening.Add(r.from, &r.value.promise)
 	case r.value.status == paxos.Fenced:
+		l.ahead = r.value.promised
 		return errBehind
 	case r.value.status == paxos.Busy:
 		// The survey asked the holders for whose sake members of the newest configuration

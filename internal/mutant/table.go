@@ -66,6 +66,7 @@ var All = []Mutation{
 	{Name: "consent-of-newest", In: "quorum", Breaks: "only holders whom members of the newest configuration met, chosen or not, are asked whether they let go", Tests: []string{"TestUnchosenMembersDoNotHideTheHolder"}},
 	{Name: "bare-majority", In: "quorum", Breaks: "an opening goes on with a majority, whatever the other members are about to say", Tests: []string{"TestStrayPromiseOfALateMember"}},
 	{Name: "lost-to-nobody", In: "quorum", Breaks: "an opening that met a higher ballot ends, whether or not that one gets further", Tests: []string{"TestStrayPromiseOfTheOwnMember"}},
+	{Name: "forget-ahead", In: "quorum", Breaks: "an opening that lost to a higher ballot claims what the next survey tells, whoever that did not ask", Tests: []string{"TestStrayPromiseOfALateMember"}},
 	{Name: "outbid-force", In: "quorum", Breaks: "an opening beyond a forced ballot carries on what was given up", Tests: []string{"TestForcedBallotIsNotOutbidByThoseGivenUp"}},
 	{Name: "own-disk-inline", In: "quorum", Breaks: "the holder writes its own copy itself", Tests: []string{"TestHazardHungDiskIsOneVoteLess"}},
 	{Name: "shrink-first", In: "quorum", Breaks: "a replacement is a removal, then a joining", Tests: []string{"TestHazardShrinkThenGrow"}},
