@@ -352,11 +352,12 @@ func (a *Acceptors) begin(b *brick, id ident.GroupID, s stableGroup) (*group, er
 	}
 	g := newGroup(a, b, id, s.birth)
 	g.core, g.after = paxos.NewAcceptor(s.hard), s.after
-	g.doubted, g.fed = s.birth == [32]byte{}, true // the holder may die before it is a member
+	joins := s.birth == [32]byte{}
+	g.doubted, g.fed = joins, true // the holder may die before it is a member
 	a.mu.Lock()
 	a.groups[groupKey{id, b.id}] = g
 	a.mu.Unlock()
-	if g.doubted {
+	if joins {
 		a.doubting()
 	}
 	return g, nil

@@ -12,8 +12,8 @@ import (
 // A copy may be left over: its brick left the group while the node was away, or was
 // fed by a holder that died. Such a copy does no harm, but it takes space and
 // looks like a vote. So a node asks the members of each of its groups once after it has
-// started, and again when one of them comes back, and of a group that does not
-// name its brick until it is clear. Groups that a holder is feeding need no asking.
+// started, and again when one of them comes back, and of a group of which no settled configuration
+// names its brick until it is clear. Groups that a holder is feeding need no asking.
 
 const (
 	// BelongDelay is how long a copy must not have heard of a holder before it asks
@@ -64,8 +64,9 @@ func (a *Acceptors) belongAll(ctx context.Context) (left bool) {
 	for _, g := range a.all() {
 		g.mu.Lock()
 		look, fed := g.doubted && !g.dropped, g.fed
-		g.fed = false
-		stray := g.core.Config().Find(a.cfg.Transport.Self(), g.brick.id) < 0
+		g.doubted, g.fed = look && fed, false // in doubt anew meanwhile, it is looked at again
+		// A later configuration that names it may never be chosen.
+		stray := g.core.Settled().Find(a.cfg.Transport.Self(), g.brick.id) < 0
 		g.mu.Unlock()
 		switch {
 		case ctx.Err() != nil:
@@ -76,7 +77,7 @@ func (a *Acceptors) belongAll(ctx context.Context) (left bool) {
 		default:
 			clear := a.belong(ctx, g)
 			g.mu.Lock()
-			g.doubted = stray && !clear
+			g.doubted = g.doubted || stray && !clear
 			left = left || g.doubted
 			g.mu.Unlock()
 		}

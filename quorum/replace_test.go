@@ -209,9 +209,10 @@ func TestReplacedMemberThatWasAwayLeaves(t *testing.T) {
 	wantKind(t, p.nodes[2].acc.Create(testGroup, p.config(3), []byte("birth")), fault.Conflict)
 }
 
-// A learner whose holder died forgets the group again; a member stays, fed or not.
+// A learner whose holder died forgets the group again; a member stays, fed or not. If the learner,
+// and nobody else, has a configuration that names it, only a later one tells that it never came to be.
 func TestLearnerOfADeadHolderLeaves(t *testing.T) {
-	p := newTestPool(t, 3)
+	p := newTestPool(t, 4)
 	p.create(2)
 	h := p.nodes[0].open()
 	h.flush(t, h.put(t, "a"))
@@ -233,6 +234,15 @@ func TestLearnerOfADeadHolderLeaves(t *testing.T) {
 	h2 := p.nodes[1].open()
 	h2.want(t, "a")
 	if h2.rec.Config.Version == 1 {
+		eventually(t, "the end of the learner", func() bool {
+			g, ok := p.nodes[2].acc.Group(testGroup)
+			return !ok || g.Config.Version > 1
+		})
+		p.reach(p.nodes[1], p.nodes[3])
+		if err := h2.Join(within(t), p.nodes[3].member()); err != nil {
+			t.Fatal(err)
+		}
+		h2.flush(t, h2.put(t, "b"))
 		p.nodes[2].left()
 	}
 	for _, n := range p.nodes[:2] {
